@@ -1,0 +1,79 @@
+# make help lists the targets. Needs Python 3.11+, a C compiler and make; the rest goes into $(VENV).
+#
+# The package isn't installed into $(VENV): its extension modules are built beside their sources, and a .pth file puts
+# the source tree on the environment's path. Names of extension modules carry the Python that they are for, so that
+# several environments share the tree:  make test VENV=.venv-3.13 PYTHON=python3.13
+
+PYTHON ?= python3
+VENV ?= .venv
+BUILD := build/$(patsubst .%,%,$(notdir $(VENV)))
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+TESTS ?=
+ROUNDS ?= 5
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup build loadgen test demo bench sanitize check format wheel clean distclean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  variables: VENV=$(VENV) PYTHON=$(PYTHON) TESTS='tests/test_x.py -k name' ROUNDS=$(ROUNDS)"
+
+$(PY):
+	$(PYTHON) -c 'import sys; sys.exit("netpoll_loop needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+# Dependency groups (PEP 735) need pip 25.1.
+$(VENV)/.ready: pyproject.toml | $(PY)
+	$(PY) -m pip install --quiet --upgrade 'pip>=25.1'
+	$(PY) -m pip install --quiet --group build --group test --group check
+	$(PY) -c 'import pathlib, sysconfig; pathlib.Path(sysconfig.get_path("purelib"), "netpoll_loop_in_place.pth").write_text(f"{pathlib.Path.cwd()}\n")'
+	touch $@
+
+setup: $(VENV)/.ready ## create $(VENV) with everything that building, testing and checking need
+
+build: setup ## build the extension modules in place (again: only what changed)
+	@$(PY) tools/build.py $(BUILD)
+
+test: build ## the engine's own tests, then the tests of the package
+	@if [ -f tests/engine/run.sh ]; then bash tests/engine/run.sh plain; fi
+	$(PY) -m pytest $(TESTS)
+
+loadgen:
+	@$(MAKE) --no-print-directory --silent -C benchmarks/loadgen
+
+demo: build loadgen ## aiohttp through the policy, under load, next to asyncio and uvloop
+	@$(PY) -m benchmarks.demo
+
+bench: build loadgen ## the benchmarks: every server, interleaved, ROUNDS rounds
+	@$(PY) -m benchmarks.run --rounds $(ROUNDS)
+
+sanitize: ## the engine's own tests under the thread, address and undefined-behaviour sanitizers
+	bash tests/engine/run.sh tsan
+	bash tests/engine/run.sh asan
+	bash tests/engine/run.sh ubsan
+
+check: setup ## ruff (lint and format) and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy netpoll_loop benchmarks examples
+
+format: setup ## let ruff format the tree
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheel: setup ## a wheel in dist/
+	$(PY) -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean: ## remove what was built; the environments stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/engine/build
+	$(MAKE) --no-print-directory -C benchmarks/loadgen clean
+	rm -f netpoll_loop/_core/*.so netpoll_loop/_core/.*.so.new
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+distclean: clean ## and the environments
+	rm -rf .venv .venv-*

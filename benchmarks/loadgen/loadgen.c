@@ -1,0 +1,639 @@
+/* loadgen: the load generator of netpoll_loop's benchmarks. One thread, epoll, C11, no dependencies.
+ *
+ *     loadgen echo  each connection sends a message and waits until the same bytes are back, again and again
+ *     loadgen http  each connection sends GET requests over keep-alive, one at a time
+ *     loadgen idle  each connection exchanges one message, then all of them stay open and silent
+ *
+ * A run goes through these phases:
+ *   opening   connections are opened, at most OPENING_WINDOW at a time; each counts as open after its first exchange, so
+ *             that no accept queue overflows and every connection is known to be served
+ *   warm-up   load, not measured
+ *   measured  `requests` counts the responses that end here; nothing else goes into requests/s
+ *   drain     no new requests; every response still due has to come. Their latencies are recorded: a response that
+ *             was held up for long is the one that must not be left out
+ *
+ * Nothing is taken on trust: echo compares every byte (each message is another piece of one random text, which piece
+ * depends on the connection and on the message's number), http checks framing, status and, with --expect, the body. A wrong
+ * byte ends the run at once. A connection that the server ends is an error and isn't opened again.
+ *
+ * Exit status: 0 all well; 1 errors (connections lost, status other than 200); 2 a response with wrong bytes; 3 the time
+ * limit: some connections got no response; 64 usage. The run ends after --timeout seconds whatever happens.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "histogram.h"
+#include "http_response.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MAX_CONNECTIONS 10000
+#define MAX_MESSAGE (64u << 20)
+#define OPENING_WINDOW 64
+#define CONNECT_RETRY_S 10
+#define RETRY_NS 10000000 /* between two attempts to connect to a server that isn't there yet */
+#define PATTERN_WINDOW 65521u /* prime: a connection's messages start at every place of it before one repeats */
+#define SCRATCH_BYTES (256u << 10)
+#define SECOND 1000000000.0
+#define NO_FD -1
+
+enum exit_status { EXIT_ERRORS = 1, EXIT_WRONG_BYTES = 2, EXIT_TIME_LIMIT = 3, EXIT_USAGE = 64 };
+enum mode { ECHO, HTTP, IDLE };
+
+enum connection_state {
+    UNOPENED,   /* has to be opened, or opened again after a refusal */
+    CONNECTING, /* connect() is under way */
+    WAITING,    /* a request is out, or partly out, and its response isn't complete */
+    PARKED,     /* nothing is out */
+    LOST,       /* the server ended it, or it failed */
+};
+
+struct connection {
+    int fd;
+    uint32_t id;
+    enum connection_state state;
+    bool open, wants_write;
+    uint64_t message; /* the number of the current one */
+    int64_t started;  /* when it was sent */
+    const char *out;
+    size_t sent, received;
+    struct http_response response;
+};
+
+static struct {
+    enum mode mode;
+    const char *host, *port, *unix_path, *path, *expect;
+    unsigned connections;
+    size_t size;
+    double seconds, warmup, hold, timeout;
+    bool json;
+} option = {.host = "127.0.0.1", .path = "/", .connections = 1, .size = 1024, .seconds = 2, .hold = 60};
+
+static struct {
+    struct connection *connections;
+    unsigned *unopened, n_unopened; /* a stack of connection numbers */
+    unsigned opening, settled, waiting, lost;
+    int64_t retry_at; /* no connect() before that */
+    union {
+        struct sockaddr any;
+        struct sockaddr_storage space;
+    } address;
+    socklen_t address_bytes;
+    int epoll;
+    char *text; /* what all messages are pieces of (echo), or the request (http) */
+    size_t text_bytes;
+    int64_t born, limit, begin, end; /* of the run; of what is measured, once all connections are open */
+    uint64_t requests, total, errors;
+    char first_error[200];
+    struct histogram latency;
+} run;
+
+static char scratch[SCRATCH_BYTES];
+
+static int64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+__attribute__((format(printf, 2, 3), noreturn)) static void die(int status, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    fputs("loadgen: ", stderr);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    exit(status);
+}
+
+__attribute__((format(printf, 1, 2))) static void count_error(const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    if (run.errors++ == 0)
+        vsnprintf(run.first_error, sizeof run.first_error, format, args);
+    va_end(args);
+}
+
+/* ---- messages ---- */
+
+static size_t message_bytes(void)
+{
+    return option.mode == HTTP ? run.text_bytes : option.size;
+}
+
+static void make_text(void)
+{
+    if (option.mode == HTTP) {
+        int n = asprintf(&run.text, "GET %s HTTP/1.1\r\nHost: %s\r\nAccept: */*\r\n\r\n", option.path, option.host);
+        if (n < 0)
+            die(EXIT_ERRORS, "out of memory");
+        run.text_bytes = (size_t)n;
+        return;
+    }
+    run.text_bytes = option.size + PATTERN_WINDOW;
+    run.text = malloc(run.text_bytes);
+    if (!run.text)
+        die(EXIT_ERRORS, "out of memory");
+    uint64_t x = 0x9e3779b97f4a7c15u;
+    for (size_t i = 0; i < run.text_bytes; i++) { /* xorshift64 */
+        x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+        run.text[i] = (char)(x >> 32);
+    }
+}
+
+static const char *message_text(const struct connection *c)
+{
+    if (option.mode == HTTP)
+        return run.text;
+    return run.text + (c->id * 40503ull + c->message * 7919ull) % PATTERN_WINDOW;
+}
+
+__attribute__((noreturn)) static void wrong_bytes(const struct connection *c, const char *got, size_t n)
+{
+    size_t at = 0;
+    while (at < n && c->received + at < c->sent && c->out[c->received + at] == got[at])
+        at++;
+    if (c->state != WAITING || c->received + at >= c->sent)
+        die(EXIT_WRONG_BYTES, "connection %u: %zu bytes that were never sent came after message %llu", c->id, n - at,
+            (unsigned long long)c->message);
+    die(EXIT_WRONG_BYTES, "connection %u, message %llu: byte %zu of %zu is 0x%02x instead of 0x%02x", c->id,
+        (unsigned long long)c->message, c->received + at, option.size, (unsigned char)got[at],
+        (unsigned char)c->out[c->received + at]);
+}
+
+/* ---- one connection ---- */
+
+static void watch(struct connection *c, int operation, uint32_t events)
+{
+    struct epoll_event event = {.events = events, .data.u32 = c->id};
+    if (epoll_ctl(run.epoll, operation, c->fd, &event) < 0)
+        die(EXIT_ERRORS, "epoll_ctl: %s", strerror(errno));
+}
+
+static void want_write(struct connection *c, bool wanted)
+{
+    if (c->wants_write != wanted)
+        watch(c, EPOLL_CTL_MOD, wanted ? EPOLLIN | EPOLLOUT : EPOLLIN);
+    c->wants_write = wanted;
+}
+
+static void leave_opening(struct connection *c)
+{
+    if (!c->open) {
+        c->open = true;
+        run.opening--;
+        run.settled++;
+    }
+}
+
+static void lose(struct connection *c, const char *why)
+{
+    count_error("connection %u, message %llu: %s", c->id, (unsigned long long)c->message, why);
+    if (c->state == WAITING)
+        run.waiting--;
+    close(c->fd);
+    c->fd = NO_FD;
+    c->state = LOST;
+    run.lost++;
+    leave_opening(c);
+}
+
+static void send_more(struct connection *c)
+{
+    size_t all = message_bytes();
+    while (c->sent < all) {
+        ssize_t n = send(c->fd, c->out + c->sent, all - c->sent, MSG_NOSIGNAL);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && errno != EAGAIN) {
+            lose(c, strerror(errno));
+            return;
+        }
+        if (n < 0)
+            break;
+        c->sent += (size_t)n;
+    }
+    want_write(c, c->sent < all);
+}
+
+static void begin_message(struct connection *c, int64_t now)
+{
+    c->message++;
+    c->out = message_text(c);
+    c->sent = c->received = 0;
+    http_reset(&c->response);
+    c->started = now;
+    c->state = WAITING;
+    run.waiting++;
+    send_more(c);
+}
+
+static void end_message(struct connection *c)
+{
+    int64_t now = now_ns();
+    c->state = PARKED;
+    run.waiting--;
+    run.total++;
+    leave_opening(c);
+    if (!run.begin || option.mode == IDLE) {
+        if (option.mode == IDLE)
+            histogram_add(&run.latency, (uint64_t)(now - c->started));
+        return;
+    }
+    if (now >= run.begin) {
+        histogram_add(&run.latency, (uint64_t)(now - c->started));
+        run.requests += now < run.end;
+    }
+    if (now < run.end)
+        begin_message(c, now);
+}
+
+static void take_echo(struct connection *c, const char *data, size_t n)
+{
+    if (c->state != WAITING || n > c->sent - c->received || memcmp(c->out + c->received, data, n) != 0)
+        wrong_bytes(c, data, n);
+    c->received += n;
+    if (c->received == option.size)
+        end_message(c);
+}
+
+static void take_http(struct connection *c, const char *data, size_t n)
+{
+    if (c->state != WAITING)
+        die(EXIT_WRONG_BYTES, "connection %u: %zu bytes came without a request", c->id, n);
+    size_t used = 0;
+    const char *error = http_feed(&c->response, data, n, option.expect, &used);
+    if (!error && used < n)
+        error = "bytes behind the response";
+    if (error)
+        die(EXIT_WRONG_BYTES, "connection %u, request %llu: %s", c->id, (unsigned long long)c->message, error);
+    if (c->response.state != HTTP_DONE)
+        return;
+    if (c->response.status != 200)
+        count_error("connection %u, request %llu: status %d", c->id, (unsigned long long)c->message, c->response.status);
+    if (c->response.close)
+        lose(c, "the server doesn't keep the connection alive");
+    else
+        end_message(c);
+}
+
+static void receive(struct connection *c)
+{
+    ssize_t n = recv(c->fd, scratch, sizeof scratch, 0);
+    if (n > 0 && option.mode == HTTP)
+        take_http(c, scratch, (size_t)n);
+    else if (n > 0)
+        take_echo(c, scratch, (size_t)n);
+    else if (n == 0)
+        lose(c, "closed by the server");
+    else if (errno != EAGAIN && errno != EINTR)
+        lose(c, strerror(errno));
+}
+
+/* ---- opening ---- */
+
+/* Not an error in the first seconds: the server may not be there yet, or its queue may be full (EAGAIN, Unix sockets). */
+static bool worth_retrying(int error)
+{
+    return error == ECONNREFUSED || error == ENOENT || error == EAGAIN || error == EADDRNOTAVAIL;
+}
+
+static void connected(struct connection *c, int64_t now)
+{
+    watch(c, EPOLL_CTL_MOD, EPOLLIN);
+    begin_message(c, now);
+}
+
+static void refused(struct connection *c, int error, int64_t now)
+{
+    if (!worth_retrying(error) || (double)(now - run.born) > CONNECT_RETRY_S * SECOND)
+        die(EXIT_TIME_LIMIT, "cannot connect: %s (%u of %u connections are open)", strerror(error), run.settled,
+            option.connections);
+    close(c->fd);
+    c->fd = NO_FD;
+    c->state = UNOPENED;
+    run.opening--;
+    run.unopened[run.n_unopened++] = c->id;
+    run.retry_at = now + RETRY_NS;
+}
+
+static void open_connection(struct connection *c, int64_t now)
+{
+    int family = run.address.any.sa_family, one = 1;
+    c->fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (c->fd < 0)
+        die(EXIT_ERRORS, "socket: %s", strerror(errno));
+    if (family != AF_UNIX)
+        setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    run.opening++;
+    c->state = CONNECTING;
+    bool done = connect(c->fd, &run.address.any, run.address_bytes) == 0;
+    if (!done && errno != EINPROGRESS) {
+        refused(c, errno, now);
+        return;
+    }
+    watch(c, EPOLL_CTL_ADD, EPOLLOUT);
+    if (done)
+        connected(c, now);
+}
+
+static void open_more(int64_t now)
+{
+    while (run.n_unopened && run.opening < OPENING_WINDOW && now >= run.retry_at)
+        open_connection(&run.connections[run.unopened[--run.n_unopened]], now);
+}
+
+static void on_event(struct connection *c, uint32_t events)
+{
+    if (c->state == CONNECTING) {
+        int error = 0;
+        socklen_t bytes = sizeof error;
+        getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &bytes);
+        if (error)
+            refused(c, error, now_ns());
+        else
+            connected(c, now_ns());
+        return;
+    }
+    if (c->state != LOST && events & EPOLLOUT)
+        send_more(c);
+    if (c->state != LOST && events & (EPOLLIN | EPOLLHUP | EPOLLERR))
+        receive(c);
+}
+
+/* ---- the run ---- */
+
+static void turn(int64_t until, int64_t now)
+{
+    struct epoll_event events[256];
+    if (until > run.limit)
+        until = run.limit;
+    int wait_ms = until <= now ? 0 : (int)((until - now + 999999) / 1000000);
+    int n = epoll_wait(run.epoll, events, 256, wait_ms);
+    if (n < 0 && errno != EINTR)
+        die(EXIT_ERRORS, "epoll_wait: %s", strerror(errno));
+    for (int i = 0; i < n; i++)
+        if (events[i].data.u32 < option.connections)
+            on_event(&run.connections[events[i].data.u32], events[i].events);
+        else /* standard input, in idle mode: whatever comes is dropped, its end ends the run */
+            run.end = read(STDIN_FILENO, scratch, sizeof scratch) > 0 ? run.end : 0;
+}
+
+/* Each phase is true as long as it isn't over. A phase that reaches the limit is left too: main() looks at what is open. */
+static bool opening_goes_on(int64_t now)
+{
+    if (now >= run.limit || run.settled == option.connections)
+        return false;
+    open_more(now);
+    turn(run.n_unopened && run.opening < OPENING_WINDOW ? run.retry_at : run.limit, now);
+    return true;
+}
+
+static void load(void)
+{
+    int64_t now = now_ns();
+    run.begin = now + (int64_t)(option.warmup * SECOND);
+    run.end = run.begin + (int64_t)(option.seconds * SECOND);
+    for (unsigned i = 0; i < option.connections; i++)
+        if (run.connections[i].state == PARKED)
+            begin_message(&run.connections[i], now_ns());
+    while ((now = now_ns()) < run.limit && (now < run.end || run.waiting) && run.lost < option.connections)
+        turn(now < run.end ? run.end : run.limit, now);
+}
+
+static void hold(void)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data.u32 = UINT32_MAX};
+    /* EPERM: standard input is a file or /dev/null, there is nothing to wait for. */
+    if (epoll_ctl(run.epoll, EPOLL_CTL_ADD, STDIN_FILENO, &event) < 0 && errno != EPERM)
+        die(EXIT_ERRORS, "epoll_ctl: %s", strerror(errno));
+    printf("READY\n");
+    fflush(stdout);
+    int64_t now = now_ns();
+    run.end = now + (int64_t)(option.hold * SECOND);
+    while (now < run.end && now < run.limit && run.lost < option.connections) {
+        turn(run.end, now);
+        now = now_ns();
+    }
+}
+
+static unsigned report_stuck(void)
+{
+    const struct connection *first = NULL;
+    unsigned stuck = 0;
+    for (unsigned i = 0; i < option.connections; i++) {
+        const struct connection *c = &run.connections[i];
+        if (c->state == PARKED || c->state == LOST)
+            continue;
+        if (!stuck++)
+            first = c;
+    }
+    if (first && first->state == WAITING)
+        fprintf(stderr,
+                "loadgen: time limit of %.1f s: %u of %u connections are stuck; connection %u sent %zu of %zu bytes of "
+                "message %llu %.3f s ago and received %zu\n",
+                option.timeout, stuck, option.connections, first->id, first->sent, message_bytes(),
+                (unsigned long long)first->message, (double)(now_ns() - first->started) / SECOND,
+                option.mode == HTTP ? (size_t)first->response.body : first->received);
+    else if (first)
+        fprintf(stderr, "loadgen: time limit of %.1f s: %u of %u connections could not be opened\n", option.timeout, stuck,
+                option.connections);
+    return stuck;
+}
+
+static void report(unsigned stuck)
+{
+    static const char *const names[] = {"echo", "http", "idle"};
+    const struct histogram *h = &run.latency;
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    double us = 1e-3, elapsed = option.mode == IDLE ? 0 : option.seconds;
+    double rps = elapsed > 0 ? (double)run.requests / elapsed : 0;
+    double cpu = (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+                 (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1e-6;
+    const char *format =
+        option.json ? "{\"mode\": \"%s\", \"connections\": %u, \"size\": %zu, \"seconds\": %.3f, \"requests\": %llu, "
+                      "\"rps\": %.1f, \"mean_us\": %.1f, \"p50_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f, "
+                      "\"max_us\": %.1f, \"errors\": %llu, \"stuck\": %u, \"total_requests\": %llu, "
+                      "\"client_cpu_seconds\": %.3f}\n"
+                    : "%s: %u connections, %zu bytes, %.3f s\n"
+                      "requests %llu, %.0f/s\n"
+                      "latency us: mean %.1f, p50 %.1f, p99 %.1f, p99.9 %.1f, max %.1f\n"
+                      "errors %llu, stuck %u; %llu requests with warm-up, %.3f s CPU in the client\n";
+    printf(format, names[option.mode], option.connections, option.mode == HTTP ? 0 : option.size, elapsed,
+           (unsigned long long)run.requests, rps, histogram_mean(h) * us, histogram_quantile(h, 0.5) * us,
+           histogram_quantile(h, 0.99) * us, histogram_quantile(h, 0.999) * us, (double)h->max * us,
+           (unsigned long long)run.errors, stuck, (unsigned long long)run.total, cpu);
+    fflush(stdout);
+    if (run.errors)
+        fprintf(stderr, "loadgen: %llu errors, the first: %s\n", (unsigned long long)run.errors, run.first_error);
+}
+
+/* ---- set-up ---- */
+
+__attribute__((noreturn)) static void usage(const char *wrong)
+{
+    if (wrong)
+        fprintf(stderr, "loadgen: %s\n", wrong);
+    fputs("usage: loadgen echo|http|idle (--port P [--host H] | --unix PATH) [options]\n"
+          "  --connections N  1 to 10000 (1)\n"
+          "  --size BYTES     of a message, echo and idle (1024; idle 65536)\n"
+          "  --seconds S      how long to measure, echo and http (2)\n"
+          "  --warmup S       load before that (0)\n"
+          "  --path P         what http asks for (/)\n"
+          "  --expect TEXT    what the body of every http response has to be\n"
+          "  --hold S         idle: how long to stay connected after READY, or until standard input ends (60)\n"
+          "  --timeout S      the whole run's limit (warmup + seconds or hold + 10 + a second for each 1000 connections)\n"
+          "  --json           print one JSON line\n",
+          wrong ? stderr : stdout);
+    exit(wrong ? EXIT_USAGE : 0);
+}
+
+static double number(const char *text, double low, double high, const char *name)
+{
+    char *end, wrong[100];
+    double v = strtod(text, &end);
+    if (*text && !*end && v >= low && v <= high)
+        return v;
+    snprintf(wrong, sizeof wrong, "--%s wants a number from %.15g to %.15g", name, low, high);
+    usage(wrong);
+}
+
+static void parse_options(int argc, char **argv)
+{
+    enum { HOST, PORT, UNIX, CONNECTIONS, SIZE, SECONDS, WARMUP, PATH, EXPECT, HOLD, TIMEOUT, JSON, HELP };
+    static const struct option known[] = {
+        {"host", required_argument, NULL, HOST},       {"port", required_argument, NULL, PORT},
+        {"unix", required_argument, NULL, UNIX},       {"connections", required_argument, NULL, CONNECTIONS},
+        {"size", required_argument, NULL, SIZE},       {"seconds", required_argument, NULL, SECONDS},
+        {"warmup", required_argument, NULL, WARMUP},   {"path", required_argument, NULL, PATH},
+        {"expect", required_argument, NULL, EXPECT},   {"hold", required_argument, NULL, HOLD},
+        {"timeout", required_argument, NULL, TIMEOUT}, {"json", no_argument, NULL, JSON},
+        {"help", no_argument, NULL, HELP},             {0},
+    };
+    bool size_given = false;
+    for (int which, index; (which = getopt_long(argc, argv, "", known, &index)) != -1;) {
+        const char *name = which == '?' ? NULL : known[index].name;
+        switch (which) {
+        case HOST: option.host = optarg; break;
+        case PORT: option.port = optarg; break;
+        case UNIX: option.unix_path = optarg; break;
+        case PATH: option.path = optarg; break;
+        case EXPECT: option.expect = optarg; break;
+        case CONNECTIONS: option.connections = (unsigned)number(optarg, 1, MAX_CONNECTIONS, name); break;
+        case SIZE: option.size = (size_t)number(optarg, 1, MAX_MESSAGE, name), size_given = true; break;
+        case SECONDS: option.seconds = number(optarg, 0.001, 86400, name); break;
+        case WARMUP: option.warmup = number(optarg, 0, 86400, name); break;
+        case HOLD: option.hold = number(optarg, 0, 86400, name); break;
+        case TIMEOUT: option.timeout = number(optarg, 0.001, 90000, name); break;
+        case JSON: option.json = true; break;
+        case HELP: usage(NULL);
+        default: usage("unknown option");
+        }
+    }
+    const char *mode = optind == argc - 1 ? argv[optind] : "";
+    if (strcmp(mode, "echo") == 0)
+        option.mode = ECHO;
+    else if (strcmp(mode, "http") == 0)
+        option.mode = HTTP;
+    else if (strcmp(mode, "idle") == 0)
+        option.mode = IDLE;
+    else
+        usage("say what to do: echo, http or idle");
+    if (!option.port == !option.unix_path)
+        usage("say where: --port or --unix");
+    if (option.mode == IDLE && !size_given)
+        option.size = 65536;
+    if (option.timeout == 0)
+        option.timeout = (option.mode == IDLE ? option.hold : option.warmup + option.seconds) + 10 + option.connections / 1000;
+}
+
+static void resolve(void)
+{
+    if (option.unix_path) {
+        struct sockaddr_un address = {.sun_family = AF_UNIX};
+        if (strlen(option.unix_path) >= sizeof address.sun_path)
+            usage("--unix: the path is too long");
+        strcpy(address.sun_path, option.unix_path);
+        memcpy(&run.address, &address, sizeof address);
+        run.address_bytes = sizeof address;
+        return;
+    }
+    struct addrinfo *found, hints = {.ai_socktype = SOCK_STREAM};
+    int error = getaddrinfo(option.host, option.port, &hints, &found);
+    if (error)
+        die(EXIT_USAGE, "%s port %s: %s", option.host, option.port, gai_strerror(error));
+    memcpy(&run.address, found->ai_addr, found->ai_addrlen);
+    run.address_bytes = found->ai_addrlen;
+    freeaddrinfo(found);
+}
+
+static void raise_fd_limit(void)
+{
+    struct rlimit limit;
+    getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = limit.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &limit);
+    if (limit.rlim_max < option.connections + 16)
+        die(EXIT_USAGE, "%u connections need a higher limit of open files than %llu", option.connections,
+            (unsigned long long)limit.rlim_max);
+}
+
+/* The last resort behind the deadlines in the loop. */
+static void on_alarm(int signal_number)
+{
+    (void)signal_number;
+    static const char text[] = "loadgen: time limit: the load generator itself is stuck\n";
+    ssize_t n = write(STDERR_FILENO, text, sizeof text - 1);
+    (void)n;
+    _exit(EXIT_TIME_LIMIT);
+}
+
+int main(int argc, char **argv)
+{
+    parse_options(argc, argv);
+    resolve();
+    raise_fd_limit();
+    make_text();
+    signal(SIGALRM, on_alarm);
+    alarm((unsigned)option.timeout + 5);
+
+    run.born = now_ns();
+    run.limit = run.born + (int64_t)(option.timeout * SECOND);
+    run.epoll = epoll_create1(EPOLL_CLOEXEC);
+    run.connections = calloc(option.connections, sizeof *run.connections);
+    run.unopened = calloc(option.connections, sizeof *run.unopened);
+    if (run.epoll < 0 || !run.connections || !run.unopened)
+        die(EXIT_ERRORS, "set-up: %s", strerror(errno));
+    for (unsigned id = option.connections; id-- > 0;) {
+        run.connections[id] = (struct connection){.fd = NO_FD, .id = id};
+        run.unopened[run.n_unopened++] = id;
+    }
+
+    while (opening_goes_on(now_ns())) {}
+    if (run.settled == option.connections) {
+        if (option.mode == IDLE)
+            hold();
+        else
+            load();
+    }
+    unsigned stuck = report_stuck();
+    report(stuck);
+    return stuck ? EXIT_TIME_LIMIT : run.errors ? EXIT_ERRORS : 0;
+}

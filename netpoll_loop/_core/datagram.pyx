@@ -1,0 +1,243 @@
+# cython: language_level=3
+"""Datagram transports: UDP and Unix datagram sockets.
+
+The engine reports readiness, the worker receives and sends.  Behaviour and
+texts are those of asyncio's ``_SelectorDatagramTransport``: one datagram for
+each turn and transport, what the socket doesn't take is kept with its address.
+"""
+
+from cpython.contextvars cimport PyContext_CopyCurrent, PyContext_Enter, PyContext_Exit
+from libc.stdint cimport uint32_t
+
+from netpoll_loop._core.engine cimport NP_ERR, NP_HUP, NP_R, NP_W, NP_WAIT
+from netpoll_loop._core.scheduler cimport SCRATCH_SIZE, Scheduler
+from netpoll_loop._core.transport cimport SocketTransport
+
+import collections
+import sys
+from asyncio import constants as _constants
+from asyncio import futures as _futures
+from asyncio import transports as _transports
+from asyncio.log import logger
+
+cdef object set_result_unless_cancelled = _futures._set_result_unless_cancelled
+cdef int LOG_THRESHOLD = _constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES
+# What each kept datagram counts beyond its bytes, and whether empty ones are sent: since Python 3.12.2/3.13.
+cdef size_t HEADER_BYTES = 8 if sys.version_info >= (3, 13) else 0
+
+
+class _DatagramTransportFacade(_transports._FlowControlMixin, _transports.DatagramTransport):
+    """What ``isinstance`` sees: asyncio's classes have slots, a C class can't inherit them."""
+
+    __slots__ = ()
+
+
+_DatagramTransportFacade.__name__ = _DatagramTransportFacade.__qualname__ = "DatagramTransport"
+cdef object facade = _DatagramTransportFacade
+
+
+cdef class DatagramTransport(SocketTransport):
+    """asyncio.DatagramTransport."""
+
+    cdef object address
+    cdef object buffer
+    cdef size_t buffer_size
+    cdef object write_context
+    cdef uint32_t pending_bits
+    cdef bint connected
+
+    max_size = SCRATCH_SIZE
+
+    def __init__(self, loop, sock, protocol, address=None, waiter=None, extra=None):
+        self.adopt(loop, sock, extra)
+        try:
+            self.address = address
+            self.buffer = collections.deque()
+            self.protocol = protocol
+            self.connected = self.extra["peername"] is not None
+            self.loop.open_descriptor(self, self.fd, NP_WAIT)
+            loop.call_soon(protocol.connection_made, self)
+            # Reading starts when connection_made has been called.
+            loop.call_soon(self._start_reading)
+            if waiter is not None:
+                loop.call_soon(set_result_unless_cancelled, waiter, None)
+        except BaseException:
+            self.disown()
+            raise
+
+    @property
+    def __class__(self):
+        return facade
+
+    def __del__(self):
+        self.unclosed()
+
+    def set_protocol(self, protocol):
+        """asyncio.BaseTransport.set_protocol."""
+        self.protocol = protocol
+
+    cdef bint reads(self):
+        return self.started and not self._paused and not self._closing
+
+    cdef size_t buffered_bytes(self):
+        return self.buffer_size
+
+    cdef int discard(self) except -1:
+        self.buffer.clear()
+        self.buffer_size = 0
+        return 0
+
+    # ---- reading ---------------------------------------------------------------
+
+    def _start_reading(self):
+        if self._closing or self._paused or self.started or self.desc is NULL:
+            return
+        self.started = True
+        self.context = PyContext_CopyCurrent()
+        self.loop.still.append(self)
+
+    def pause_reading(self):
+        """As asyncio's transport has it, though the documented class doesn't."""
+        if self.is_reading():
+            self._paused = True
+
+    def resume_reading(self):
+        """Reads again; never calls the protocol itself."""
+        if self._closing or not self._paused:
+            return
+        self._paused = False
+        self.started = True
+        self.context = PyContext_CopyCurrent()
+        if self.desc is not NULL:
+            self.loop.still.append(self)
+
+    cdef int on_ready(self, uint32_t bits) except -1:
+        self.pending_bits |= bits
+        if self.queued or self.desc is NULL:
+            return 0
+        if self.reads() or (bits & (NP_W | NP_ERR | NP_HUP) and self.buffer):
+            self.queued = True
+            self.loop.ring_push(self)
+        return 0
+
+    cdef int run(self) except -1:
+        cdef uint32_t bits = self.pending_bits
+        cdef object context
+        self.queued = False
+        self.pending_bits = 0
+        if self.loop is None:
+            return 0
+        if bits & (NP_R | NP_ERR | NP_HUP) and self.reads():
+            context = self.context
+            PyContext_Enter(context)
+            try:
+                self.read()
+            finally:
+                PyContext_Exit(context)
+        if bits & (NP_W | NP_ERR | NP_HUP) and self.loop is not None and self.buffer:
+            context = self.write_context
+            PyContext_Enter(context)
+            try:
+                self.write_ready()
+            finally:
+                PyContext_Exit(context)
+        return 0
+
+    cdef int read(self) except -1:
+        if self._conn_lost:
+            return 0
+        try:
+            data, address = self.sock.recvfrom(SCRATCH_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError as exc:
+            self.protocol.error_received(exc)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._fatal_error(exc, "Fatal read error on datagram transport")
+            return 0
+        else:
+            self.protocol.datagram_received(data, address)
+        # Edge-triggered: until EAGAIN there may be more.
+        if self.desc is not NULL and self.reads():
+            self.loop.still.append(self)
+        return 0
+
+    # ---- writing ---------------------------------------------------------------
+
+    cdef int send(self, object data, object address) except -1:
+        if self.connected:
+            self.sock.send(data)
+        else:
+            self.sock.sendto(data, address)
+        return 0
+
+    def sendto(self, data, addr=None):
+        """asyncio.DatagramTransport.sendto."""
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise TypeError(
+                f"data argument must be a bytes-like object, not {type(data).__name__!r}"
+            )
+        if not data and HEADER_BYTES == 0:
+            # Before 3.13 asyncio sends no empty datagrams.
+            return
+        if self.address:
+            if addr not in (None, self.address):
+                raise ValueError(f"Invalid address: must be None or {self.address}")
+            addr = self.address
+        if self._conn_lost and (self.address or self.loop is None):
+            if self._conn_lost >= LOG_THRESHOLD:
+                logger.warning("socket.send() raised exception.")
+            self._conn_lost += 1
+            return
+        if not self.buffer:
+            try:
+                self.send(data, addr)
+                return
+            except (BlockingIOError, InterruptedError):
+                self.write_context = PyContext_CopyCurrent()
+            except OSError as exc:
+                self.protocol.error_received(exc)
+                return
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as exc:
+                self._fatal_error(exc, "Fatal write error on datagram transport")
+                return
+        # What is kept must not change.
+        self.buffer.append((bytes(data), addr))
+        self.buffer_size += len(data) + HEADER_BYTES
+        self.pause_protocol()
+
+    cdef int write_ready(self) except -1:
+        while self.buffer:
+            data, address = self.buffer.popleft()
+            self.buffer_size -= len(data) + HEADER_BYTES
+            try:
+                self.send(data, address)
+            except (BlockingIOError, InterruptedError):
+                self.buffer.appendleft((data, address))
+                self.buffer_size += len(data) + HEADER_BYTES
+                break
+            except OSError as exc:
+                self.protocol.error_received(exc)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as exc:
+                self._fatal_error(exc, "Fatal write error on datagram transport")
+                return 0
+        self.resume_protocol()
+        if not self.buffer and self._closing and not self._conn_lost:
+            self._conn_lost += 1
+            self._call_connection_lost(None)
+        return 0
+
+    def close(self):
+        """asyncio.BaseTransport.close: sends what is kept, then closes."""
+        if self._closing:
+            return
+        self._closing = True
+        if not self.buffer:
+            self._conn_lost += 1
+            self.loop.call_soon(self._call_connection_lost, None)

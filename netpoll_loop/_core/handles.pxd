@@ -1,0 +1,29 @@
+cdef class Runnable:
+    cdef int run(self) except -1
+
+
+cdef class Handle(Runnable):
+    cdef public object _callback
+    cdef public object _args
+    cdef public object _context
+    cdef public object _loop
+    cdef public object _source_traceback
+    cdef public object _repr
+    cdef public bint _cancelled
+    cdef object __weakref__
+
+    cdef void drop(self)
+
+
+cdef class TimerHandle(Handle):
+    cdef public object _when
+    cdef double when_seconds
+    # Position in the timer heap, -1 when it isn't in it.
+    cdef Py_ssize_t heap_index
+
+
+cdef Handle new_handle(object loop, object callback, object args, object context, bint debug)
+cdef TimerHandle new_timer(object loop, object when, double seconds, object callback, object args,
+                           object context, bint debug)
+cdef int enter_call(object context, object callback, object args) except -1
+cdef int enter_call_one(object context, object callback, object arg) except -1

@@ -1,0 +1,222 @@
+# cython: language_level=3
+"""What the ready queue holds: runnables, handles and timer handles.
+
+Owns the callback, its arguments and its context until it has run or was
+cancelled.  Everything here is touched with the GIL held; only the thread that
+holds P runs a runnable.
+"""
+
+from cpython.contextvars cimport PyContext_CopyCurrent, PyContext_Enter, PyContext_Exit
+from cpython.object cimport PyObject
+
+import inspect
+import sys
+from asyncio import events as _events
+from asyncio import format_helpers as _format_helpers
+
+cdef extern from "Python.h":
+    PyObject *PyObject_Call(object callable, object args, PyObject *kwargs)
+    PyObject *PyObject_CallOneArg(object callable, object arg)
+    void Py_DECREF(PyObject *o)
+    void PyErr_Fetch(PyObject **, PyObject **, PyObject **)
+    void PyErr_Restore(PyObject *, PyObject *, PyObject *)
+
+cdef object _stdlib_handle = _events.Handle
+cdef object _stdlib_timer_handle = _events.TimerHandle
+cdef object _extract_stack = _format_helpers.extract_stack
+cdef object _getframe = sys._getframe
+cdef object _format_source = _format_helpers._format_callback_source
+cdef bint _format_takes_debug = "debug" in inspect.signature(_format_source).parameters
+
+
+cdef int _leave(object context, PyObject *result) except -1:
+    # Leaves the context, whether the call succeeded or raised.
+    cdef PyObject *t = NULL
+    cdef PyObject *v = NULL
+    cdef PyObject *tb = NULL
+    if result is not NULL:
+        Py_DECREF(result)
+        PyContext_Exit(context)
+        return 0
+    PyErr_Fetch(&t, &v, &tb)
+    PyContext_Exit(context)
+    PyErr_Restore(t, v, tb)
+    return -1
+
+
+cdef int enter_call(object context, object callback, object args) except -1:
+    """context.run(callback, *args), the result dropped."""
+    PyContext_Enter(context)
+    return _leave(context, PyObject_Call(callback, args, NULL))
+
+
+cdef int enter_call_one(object context, object callback, object arg) except -1:
+    """context.run(callback, arg), the result dropped."""
+    PyContext_Enter(context)
+    return _leave(context, PyObject_CallOneArg(callback, arg))
+
+
+def _format_callback(callback, args, bint debug):
+    if _format_takes_debug:
+        return _format_source(callback, args, debug=debug)
+    return _format_source(callback, args)
+
+
+cdef class Runnable:
+    """Something that the loop can run once it is at the head of the ready queue."""
+
+    cdef int run(self) except -1:
+        raise NotImplementedError
+
+
+cdef class Handle(Runnable):
+    """asyncio.Handle, with the run in C.
+
+    ``isinstance(handle, asyncio.Handle)`` is true: asyncio's class has slots,
+    so that a C class can't inherit from it, and ``__class__`` answers instead.
+    """
+
+    @property
+    def __class__(self):
+        return _stdlib_handle
+
+    def _repr_info(self):
+        return _stdlib_handle._repr_info(self)
+
+    def __repr__(self):
+        if self._repr is not None:
+            return self._repr
+        return "<{}>".format(" ".join(self._repr_info()))
+
+    def get_context(self):
+        """The contextvars.Context in which the callback runs."""
+        return self._context
+
+    cdef void drop(self):
+        self._callback = None
+        self._args = None
+
+    def cancel(self):
+        """Cancels the callback; once it has run or was cancelled this does nothing."""
+        if not self._cancelled:
+            self._cancelled = True
+            if self._loop is not None and self._loop.get_debug():
+                # Kept for the slow-callback log, as in asyncio.
+                self._repr = repr(self)
+            self.drop()
+
+    def cancelled(self):
+        """Whether cancel() was called."""
+        return bool(self._cancelled)
+
+    def _run(self):
+        self.run()
+        self = None
+
+    cdef int run(self) except -1:
+        cdef object callback, args
+        if self._cancelled:
+            return 0
+        callback = self._callback
+        args = self._args
+        try:
+            enter_call(self._context, callback, args)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            message = _format_callback(callback, args, self._loop.get_debug())
+            context = {
+                "message": f"Exception in callback {message}",
+                "exception": exc,
+                "handle": self,
+            }
+            if self._source_traceback:
+                context["source_traceback"] = self._source_traceback
+            self._loop.call_exception_handler(context)
+        return 0
+
+
+cdef class TimerHandle(Handle):
+    """asyncio.TimerHandle; ``when()`` is in seconds of ``loop.time()``."""
+
+    @property
+    def __class__(self):
+        return _stdlib_timer_handle
+
+    @property
+    def _scheduled(self):
+        return self.heap_index >= 0
+
+    def _repr_info(self):
+        info = _stdlib_handle._repr_info(self)
+        info.insert(2 if self._cancelled else 1, f"when={self._when}")
+        return info
+
+    def __hash__(self):
+        return hash(self._when)
+
+    def __lt__(self, other):
+        if isinstance(other, _stdlib_timer_handle):
+            return self._when < other._when
+        return NotImplemented
+
+    def __le__(self, other):
+        if isinstance(other, _stdlib_timer_handle):
+            return self._when < other._when or self.__eq__(other)
+        return NotImplemented
+
+    def __gt__(self, other):
+        if isinstance(other, _stdlib_timer_handle):
+            return self._when > other._when
+        return NotImplemented
+
+    def __ge__(self, other):
+        if isinstance(other, _stdlib_timer_handle):
+            return self._when > other._when or self.__eq__(other)
+        return NotImplemented
+
+    def __eq__(self, other):
+        if isinstance(other, _stdlib_timer_handle):
+            return (
+                self._when == other._when
+                and self._callback == other._callback
+                and self._args == other._args
+                and bool(self._cancelled) == other._cancelled
+            )
+        return NotImplemented
+
+    def cancel(self):
+        """Cancels the callback and takes the timer out of the heap at once."""
+        if not self._cancelled and self._loop is not None:
+            self._loop._timer_handle_cancelled(self)
+        Handle.cancel(self)
+
+    def when(self):
+        """The absolute time, in seconds, at which the callback is due."""
+        return self._when
+
+
+cdef Handle new_handle(object loop, object callback, object args, object context, bint debug):
+    cdef Handle handle = Handle.__new__(Handle)
+    handle._loop = loop
+    handle._callback = callback
+    handle._args = args
+    handle._context = PyContext_CopyCurrent() if context is None else context
+    if debug:
+        handle._source_traceback = _extract_stack(_getframe(0))
+    return handle
+
+
+cdef TimerHandle new_timer(object loop, object when, double seconds, object callback, object args,
+                           object context, bint debug):
+    cdef TimerHandle handle = TimerHandle.__new__(TimerHandle)
+    handle._loop = loop
+    handle._callback = callback
+    handle._args = args
+    handle._context = PyContext_CopyCurrent() if context is None else context
+    handle._when = when
+    handle.when_seconds = seconds
+    handle.heap_index = -1
+    if debug:
+        handle._source_traceback = _extract_stack(_getframe(0))
+    return handle

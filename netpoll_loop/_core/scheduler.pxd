@@ -1,0 +1,62 @@
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uint32_t
+
+from netpoll_loop._core.descriptor cimport Descriptor
+from netpoll_loop._core.engine cimport np_desc, np_engine, np_event, np_kind
+from netpoll_loop._core.handles cimport Handle
+from netpoll_loop._core.timers cimport TimerHeap
+
+
+cdef enum:
+    EVENTS_MAX = 256
+    SCRATCH_SIZE = 256 * 1024
+
+
+cdef class Scheduler:
+    cdef dict __dict__
+    cdef np_engine *engine
+    cdef np_event *events
+    cdef readonly str _mode
+    # What asyncio's base classes assign and read.
+    cdef public bint _closed
+    cdef public bint _stopping
+    cdef public bint _debug
+    cdef public object _thread_id
+    # The id of the thread that runs the loop, 0 while none does.
+    cdef unsigned long thread_ident
+
+    # The ready queue: a ring of owned references, a power of two large.
+    cdef PyObject **ring
+    cdef size_t ring_mask
+    cdef size_t head
+    cdef size_t tail
+    cdef TimerHeap timers
+    cdef bint own_clock
+
+    # fd -> Descriptor: all that is open in the engine.
+    cdef dict descriptors
+    # Descriptors that may still be readable without a new event.
+    cdef list still
+    # Level-triggered descriptors to arm again at the end of the turn.
+    cdef list rearm
+    # Where streams receive into before the bytes object of the right size is made.
+    cdef char *scratch
+    cdef bint thread_wanted
+
+    cdef int ring_push(self, object runnable) except -1
+    cdef int ring_grow(self) except -1
+    cdef object ring_pop(self)
+    cdef int turn(self) except -1
+    cdef int poll(self) except -1
+    cdef int park(self, int64_t deadline) except -1
+    cdef int dispatch(self, int count) except -1
+    cdef int run_ready(self) except -1
+    cdef int run_debug(self, object runnable) except -1
+    cdef int64_t deadline(self) except? -2
+    cdef double now(self) except? -1.0
+    cdef bint clock_is_own(self)
+    cdef void reap(self)
+    cdef object add_timer(self, object when, object callback, object args, object context)
+    cdef np_desc *open_descriptor(self, Descriptor descriptor, int fd, np_kind kind) except NULL
+    cdef int close_descriptor(self, Descriptor descriptor) except -1
+    cdef int need_netpoller(self) except -1

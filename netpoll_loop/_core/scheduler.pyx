@@ -1,0 +1,487 @@
+# cython: language_level=3
+"""The scheduler: ready queue, timers, and the turn that polls and runs.
+
+A turn is asyncio's: poll, queue what the events make ready, queue the timers
+that are due, then run what was queued when the running began.  The worker
+holds the poll token only inside np_poll and np_park, never while Python runs.
+Everything here is touched with the GIL held; call_soon_threadsafe pushes on
+the ready queue from any thread and wakes the worker if it sleeps.
+"""
+
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.object cimport PyObject, PyTypeObject
+from cpython.ref cimport Py_INCREF
+from libc.math cimport ceil
+from libc.stdint cimport INT64_MAX
+
+from netpoll_loop._core.engine cimport (
+    NP_AUTO, NP_DEDICATED, NP_INLINE, NP_POLLER_NETPOLLER, NP_POLLER_WORKER, np_close, np_done,
+    np_engine_free, np_engine_new, np_fork_child, np_get_stats, np_more, np_open, np_park,
+    np_park_cancel, np_park_prepare, np_poll, np_rearm, np_set_running, np_stats, np_thread_start,
+    np_thread_stop, np_wake,
+)
+from netpoll_loop._core.handles cimport Runnable, TimerHandle, new_handle, new_timer
+
+import os
+import time
+import warnings
+from asyncio import base_events as _base_events
+from asyncio.log import logger
+
+cdef extern from "Python.h":
+    void Py_DECREF(PyObject *o)
+    unsigned long PyThread_get_thread_ident()
+    PyObject *_PyType_Lookup(PyTypeObject *type, object name)
+    PyTypeObject *Py_TYPE(object o)
+    object PyObject_GenericGetDict(object o, void *context)
+
+cdef extern from "<time.h>" nogil:
+    cdef struct timespec:
+        long tv_sec
+        long tv_nsec
+    int CLOCK_MONOTONIC
+    int clock_gettime(int clock, timespec *ts)
+
+# One nanosecond: what time.get_clock_info("monotonic") gives on Linux.
+cdef double CLOCK_RESOLUTION = 1e-9
+cdef object _time_name = "time"
+cdef object _format_handle = _base_events._format_handle
+cdef dict MODES = {"inline": NP_INLINE, "auto": NP_AUTO, "dedicated": NP_DEDICATED}
+
+
+cdef inline double monotonic() noexcept nogil:
+    cdef timespec ts
+    clock_gettime(CLOCK_MONOTONIC, &ts)
+    return <double>ts.tv_sec + <double>ts.tv_nsec * 1e-9
+
+
+cdef class Scheduler:
+    """The C base of the loop; Loop adds asyncio's unix event loop to it."""
+
+    def __cinit__(self, *args, **kwargs):
+        self.timers = TimerHeap()
+        self.descriptors = {}
+        self.still = []
+        self.rearm = []
+        self.ring = <PyObject **>PyMem_Malloc(256 * sizeof(PyObject *))
+        self.events = <np_event *>PyMem_Malloc(EVENTS_MAX * sizeof(np_event))
+        self.scratch = <char *>PyMem_Malloc(SCRATCH_SIZE)
+        if self.ring is NULL or self.events is NULL or self.scratch is NULL:
+            raise MemoryError
+        self.ring_mask = 255
+
+    def _open_engine(self, str mode):
+        """Opens the engine; once, before the base class is initialised."""
+        cdef int error = 0
+        self._mode = mode
+        self.engine = np_engine_new(MODES[mode], &error)
+        if self.engine is NULL:
+            raise OSError(-error, os.strerror(-error))
+        self.thread_wanted = mode != "inline"
+
+    def __dealloc__(self):
+        while self.head != self.tail:
+            Py_DECREF(self.ring[self.head & self.ring_mask])
+            self.head += 1
+        PyMem_Free(self.ring)
+        PyMem_Free(self.events)
+        PyMem_Free(self.scratch)
+        np_engine_free(self.engine)
+
+    # ---- the ready queue ----------------------------------------------------
+
+    cdef int ring_grow(self) except -1:
+        cdef size_t size = self.ring_mask + 1
+        cdef size_t i
+        cdef PyObject **grown = <PyObject **>PyMem_Realloc(self.ring, 2 * size * sizeof(PyObject *))
+        if grown is NULL:
+            raise MemoryError
+        self.ring = grown
+        # What had wrapped around goes behind the old end.
+        for i in range(self.tail & self.ring_mask):
+            grown[size + i] = grown[i]
+        self.head &= self.ring_mask
+        self.tail = self.head + size
+        self.ring_mask = 2 * size - 1
+        return 0
+
+    cdef int ring_push(self, object runnable) except -1:
+        if self.tail - self.head > self.ring_mask:
+            self.ring_grow()
+        Py_INCREF(runnable)
+        self.ring[self.tail & self.ring_mask] = <PyObject *>runnable
+        self.tail += 1
+        return 0
+
+    cdef object ring_pop(self):
+        cdef PyObject *item = self.ring[self.head & self.ring_mask]
+        self.head += 1
+        cdef object runnable = <object>item
+        Py_DECREF(item)
+        return runnable
+
+    # ---- scheduling ---------------------------------------------------------
+
+    def call_soon(self, callback, *args, context=None):
+        """asyncio.loop.call_soon."""
+        if self._closed:
+            self._check_closed()
+        if self._debug:
+            self._check_thread()
+            self._check_callback(callback, "call_soon")
+        cdef Handle handle = new_handle(self, callback, args, context, self._debug)
+        self.ring_push(handle)
+        return handle
+
+    def _call_soon(self, callback, args, context):
+        cdef Handle handle = new_handle(self, callback, args, context, self._debug)
+        self.ring_push(handle)
+        return handle
+
+    def call_soon_threadsafe(self, callback, *args, context=None):
+        """asyncio.loop.call_soon_threadsafe: from any thread, wakes the loop."""
+        if self._closed:
+            self._check_closed()
+        if self._debug:
+            self._check_callback(callback, "call_soon_threadsafe")
+        cdef Handle handle = new_handle(self, callback, args, context, self._debug)
+        self.ring_push(handle)
+        np_wake(self.engine)
+        return handle
+
+    def call_later(self, delay, callback, *args, context=None):
+        """asyncio.loop.call_later; delay in seconds."""
+        if delay is None:
+            raise TypeError("delay must not be None")
+        when = self.time() + delay
+        return self.add_timer(when, callback, args, context)
+
+    def call_at(self, when, callback, *args, context=None):
+        """asyncio.loop.call_at; when in seconds of loop.time()."""
+        if when is None:
+            raise TypeError("when cannot be None")
+        return self.add_timer(when, callback, args, context)
+
+    cdef object add_timer(self, object when, object callback, object args, object context):
+        cdef TimerHandle handle
+        if self._closed:
+            self._check_closed()
+        if self._debug:
+            self._check_thread()
+            # asyncio names call_at, whichever of the two was called.
+            self._check_callback(callback, "call_at")
+        handle = new_timer(self, when, when, callback, args, context, self._debug)
+        self.timers.push(handle)
+        return handle
+
+    def time(self):
+        """asyncio.loop.time: seconds of CLOCK_MONOTONIC."""
+        return monotonic()
+
+    def _timer_handle_cancelled(self, handle):
+        if isinstance(handle, TimerHandle):
+            self.timers.remove(<TimerHandle>handle)
+
+    def _add_callback(self, handle):
+        if not handle._cancelled:
+            self.ring_push(handle)
+
+    def _add_callback_signalsafe(self, handle):
+        self._add_callback(handle)
+        np_wake(self.engine)
+
+    def _write_to_self(self):
+        if self.engine is not NULL:
+            np_wake(self.engine)
+
+    def stop(self):
+        """asyncio.loop.stop: run_forever returns after this turn."""
+        self._stopping = True
+        # From another thread it isn't allowed, but must not hang either.
+        np_wake(self.engine)
+
+    # ---- the turn -----------------------------------------------------------
+
+    cdef bint clock_is_own(self):
+        # Patched or overridden loop.time() moves the timers, as in asyncio.
+        if _time_name in <dict>PyObject_GenericGetDict(self, NULL):
+            return False
+        return _PyType_Lookup(Py_TYPE(self), _time_name) == _own_time
+
+    cdef double now(self) except? -1.0:
+        if self.own_clock:
+            return monotonic()
+        return self.time()
+
+    cdef int64_t deadline(self) except? -2:
+        """When to wake for the first timer: absolute ns, -1 for never, 0 for at once."""
+        cdef double left, when
+        if self.timers.count == 0:
+            return -1
+        when = self.timers.first()
+        left = when - self.now()
+        if left <= 0:
+            return 0
+        if left > 86400.0:
+            left = 86400.0
+            when = monotonic() + left
+        elif not self.own_clock:
+            when = monotonic() + left
+        return <int64_t>ceil(when * 1e9)
+
+    cdef int dispatch(self, int count) except -1:
+        cdef int i
+        for i in range(count):
+            (<Descriptor>self.events[i].user).on_ready(self.events[i].bits)
+        return 0
+
+    cdef int poll(self) except -1:
+        """Asks for events, with the GIL held; parks when there is nothing to run."""
+        cdef int64_t deadline
+        cdef list still
+        cdef Descriptor descriptor
+        cdef int count = np_poll(self.engine, self.events, EVENTS_MAX)
+        if count:
+            self.dispatch(count)
+        if self.still:
+            still = self.still
+            self.still = []
+            for item in still:
+                descriptor = <Descriptor>item
+                if descriptor.desc is not NULL and not descriptor.queued:
+                    descriptor.on_ready(1)
+        if self.head == self.tail and not self._stopping:
+            deadline = self.deadline()
+            if deadline != 0:
+                self.park(deadline)
+        return 0
+
+    cdef int park(self, int64_t deadline) except -1:
+        cdef int count
+        np_park_prepare(self.engine)
+        if self.head != self.tail or self._stopping:
+            np_park_cancel(self.engine)
+            return 0
+        with nogil:
+            count = np_park(self.engine, self.events, EVENTS_MAX, deadline)
+        # What was received is queued before a signal handler may raise.
+        if count:
+            self.dispatch(count)
+        return 0
+
+    cdef int turn(self) except -1:
+        cdef double end
+        if self.timers.count:
+            self.own_clock = self.clock_is_own()
+        self.poll()
+        self.reap()
+        PyErr_CheckSignals()
+        if self.timers.count:
+            end = self.now() + CLOCK_RESOLUTION
+            while self.timers.count and self.timers.first() < end:
+                self.ring_push(self.timers.pop())
+        return self.run_ready()
+
+    cdef int run_ready(self) except -1:
+        cdef size_t todo = self.tail - self.head
+        cdef object runnable
+        try:
+            while todo and self.head != self.tail:
+                todo -= 1
+                runnable = self.ring_pop()
+                if self._debug:
+                    self.run_debug(runnable)
+                elif isinstance(runnable, Runnable):
+                    (<Runnable>runnable).run()
+                elif not runnable._cancelled:
+                    runnable._run()
+        finally:
+            if self.rearm:
+                self.arm_again()
+        return 0
+
+    cdef int run_debug(self, object runnable) except -1:
+        if getattr(runnable, "_cancelled", False):
+            return 0
+        try:
+            self._current_handle = runnable if hasattr(runnable, "_source_traceback") else None
+            start = self.time()
+            if isinstance(runnable, Runnable):
+                (<Runnable>runnable).run()
+            else:
+                runnable._run()
+            duration = self.time() - start
+            if duration >= self.slow_callback_duration:
+                name = _format_handle(runnable) if hasattr(runnable, "_callback") else str(runnable)
+                logger.warning("Executing %s took %.3f seconds", name, duration)
+        finally:
+            self._current_handle = None
+        return 0
+
+    def arm_again(self):
+        cdef list again = self.rearm
+        cdef Descriptor descriptor
+        self.rearm = []
+        for item in again:
+            descriptor = <Descriptor>item
+            if descriptor.desc is not NULL:
+                np_rearm(self.engine, descriptor.desc)
+
+    cdef void reap(self):
+        # Drops the references that the engine's write queue no longer needs.
+        cdef void *cookie = np_done(self.engine)
+        while cookie is not NULL:
+            Py_DECREF(<PyObject *>cookie)
+            cookie = np_done(self.engine)
+
+    def _run_once(self):
+        """One turn; asyncio's private name, for those who drive a loop by hand."""
+        self.turn()
+
+    def _run(self):
+        """Turns until stop()."""
+        if type(self)._run_once is not Scheduler._run_once:
+            while True:
+                self._run_once()
+                if self._stopping:
+                    return
+        while True:
+            self.turn()
+            if self._stopping:
+                return
+
+    def _enter_run(self):
+        self.thread_ident = PyThread_get_thread_ident()
+        if self._mode == "dedicated":
+            self.need_netpoller()
+        np_set_running(self.engine, 1)
+
+    def _leave_run(self):
+        np_set_running(self.engine, 0)
+        self.thread_ident = 0
+
+    # ---- descriptors --------------------------------------------------------
+
+    cdef np_desc *open_descriptor(self, Descriptor descriptor, int fd, np_kind kind) except NULL:
+        """Opens fd in the engine; one that was open under its number has to leave."""
+        cdef int error = 0
+        cdef np_desc *desc
+        cdef object former = self.descriptors.get(fd)
+        if former is not None and former is not descriptor:
+            # np_open replaces its registration: no event of it comes any more.
+            (<Descriptor>former).desc = NULL
+            del self.descriptors[fd]
+            (<Descriptor>former).on_evicted(False)
+        desc = np_open(self.engine, fd, kind, <void *>descriptor, &error)
+        if desc is NULL:
+            if former is descriptor:
+                descriptor.desc = NULL
+                del self.descriptors[fd]
+            raise OSError(-error, os.strerror(-error))
+        descriptor.desc = desc
+        descriptor.fd = fd
+        self.descriptors[fd] = descriptor
+        return desc
+
+    cdef int close_descriptor(self, Descriptor descriptor) except -1:
+        """Takes it out of the engine; the caller may close the fd afterwards."""
+        cdef np_desc *desc = descriptor.desc
+        if desc is NULL:
+            return 0
+        descriptor.desc = NULL
+        np_close(self.engine, desc)
+        if self.descriptors.get(descriptor.fd) is descriptor:
+            del self.descriptors[descriptor.fd]
+        self.reap()
+        return 0
+
+    def _close_core(self):
+        """Drops all callbacks, takes every descriptor out and stops the netpoller."""
+        cdef Descriptor descriptor
+        for item in list(self.descriptors.values()):
+            descriptor = <Descriptor>item
+            self.close_descriptor(descriptor)
+            descriptor.on_evicted(True)
+        self.thread_wanted = False
+        if self.engine is not NULL:
+            np_thread_stop(self.engine)
+            self.reap()
+        self.still.clear()
+        self.rearm.clear()
+        while self.head != self.tail:
+            self.ring_pop()
+        self.timers.clear()
+
+    # ---- the netpoller thread -----------------------------------------------
+
+    cdef int need_netpoller(self) except -1:
+        cdef int error
+        if not self.thread_wanted:
+            return 0
+        self.thread_wanted = False
+        error = np_thread_start(self.engine)
+        if error == 0:
+            return 0
+        if self._mode == "dedicated":
+            self.thread_wanted = True
+            raise OSError(-error, f"can't start the netpoller thread: {os.strerror(-error)}")
+        warnings.warn(
+            f"can't start the netpoller thread ({os.strerror(-error)}); the loop polls inline",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return 0
+
+    def _before_fork(self):
+        """Joins the netpoller thread, so that none exists while the process forks."""
+        cdef np_stats snapshot
+        if self.engine is NULL or self._closed:
+            return
+        np_get_stats(self.engine, &snapshot)
+        if snapshot.thread_running:
+            np_thread_stop(self.engine)
+            self.thread_wanted = True
+
+    def _after_fork_parent(self):
+        if self.thread_wanted and not self._closed:
+            self.need_netpoller()
+
+    def _after_fork_child(self):
+        self.thread_wanted = False
+        if self.engine is not NULL:
+            np_fork_child(self.engine)
+
+    def _at_exit(self):
+        """Before the interpreter is finalized: no thread of ours may be left."""
+        self.thread_wanted = False
+        if self.engine is not NULL:
+            np_thread_stop(self.engine)
+
+    def _core_stats(self):
+        cdef np_stats s
+        np_get_stats(self.engine, &s)
+        if s.poller == NP_POLLER_NETPOLLER:
+            poller = "netpoller"
+        elif s.poller == NP_POLLER_WORKER:
+            poller = "worker"
+        else:
+            poller = "none"
+        return {
+            "polls": s.polls,
+            "events": s.events,
+            "handoffs": s.handoffs,
+            "inline_syscalls": s.inline_syscalls,
+            "netpoller_syscalls": s.netpoller_syscalls,
+            "bytes_received": s.bytes_received,
+            "bytes_sent": s.bytes_sent,
+            "stalls": s.stalls,
+            "wakeups": s.wakeups,
+            "poller": poller,
+            "netpoller_thread": bool(s.thread_running),
+            "mode": self._mode,
+        }
+
+
+# What loop.time() is unless it was overridden or patched; borrowed from the class, which is immortal.
+cdef PyObject *_own_time = _PyType_Lookup(<PyTypeObject *>Scheduler, _time_name)

@@ -1,0 +1,41 @@
+from libc.stdint cimport uint32_t
+
+from netpoll_loop._core.engine cimport sockaddr_storage, socklen_t
+from netpoll_loop._core.handles cimport Handle
+from netpoll_loop._core.scheduler cimport Scheduler
+from netpoll_loop._core.transport cimport SocketTransport
+
+
+cdef class StreamTransport(SocketTransport):
+    cdef object server
+    cdef object empty_waiter
+    # The context of the write that was queued.
+    cdef object write_context
+    # A writer callback of loop.sock_sendfile, while it sends past us.
+    cdef Handle sendfile_writer
+
+    cdef public bint _eof
+    # Hidden from loop._transports while loop.sendfile owns the socket.
+    cdef public bint _hidden
+    cdef bint buffered
+    # End of file was seen and the protocol keeps the connection half-open.
+    cdef bint read_eof
+    # Something was queued; what to do when it is sent (close, eof) is pending.
+    cdef bint writing
+    cdef uint32_t pending_bits
+
+    cdef int read(self) except -1
+    cdef int read_buffered(self) except -1
+    cdef int after_read(self) except -1
+    cdef int received_eof(self) except -1
+    cdef int write_progress(self) except -1
+    cdef int send_or_queue(self, object data, const char *buf, size_t size) except -1
+    cdef int queue_rest(self, object data, const char *buf, size_t size, size_t sent) except -1
+    cdef int begin_queueing(self) except -1
+    cdef int shut_down_writing(self) except -1
+    cdef int watch_writable(self, Handle handle) except -1
+    cdef bint unwatch_writable(self) except -1
+
+
+cdef StreamTransport accepted_stream(Scheduler loop, int fd, int family, int proto, object protocol,
+                                     object server, sockaddr_storage *peer, socklen_t length)

@@ -1,0 +1,605 @@
+# cython: language_level=3
+"""Stream transports: TCP and Unix stream sockets.
+
+The bytes that wait to be sent, and in dedicated mode those that were received
+ahead, live in the engine; the transport decides when to read, what to tell the
+protocol, and what a sent or failed write means.  Worker only.
+
+Behaviour and texts are those of asyncio's ``_SelectorSocketTransport``.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.contextvars cimport PyContext_CopyCurrent, PyContext_Enter, PyContext_Exit
+from cpython.ref cimport Py_INCREF
+from libc.errno cimport EAGAIN, errno
+from libc.string cimport memcpy
+
+from netpoll_loop._core.address cimport RAW_SIZE, address_object
+from netpoll_loop._core.engine cimport (
+    NP_ERR, NP_HUP, NP_R, NP_STREAM, NP_W, iovec, np_close, np_discard, np_flush, np_more,
+    np_notify_writable, np_pending, np_queue, np_recv, np_send, np_sendv,
+)
+from netpoll_loop._core.scheduler cimport SCRATCH_SIZE, Scheduler
+from netpoll_loop._core.transport cimport SocketTransport, os_error
+
+import os
+import socket as _socket
+import sys
+import warnings
+from asyncio import constants as _constants
+from asyncio import futures as _futures
+from asyncio import protocols as _protocols
+from asyncio import transports as _transports
+from asyncio import trsock as _trsock
+from asyncio.log import logger
+
+cdef extern from "Python.h":
+    object PyObject_CallMethodOneArg(object o, object name, object arg)
+    object PyObject_CallMethodNoArgs(object o, object name)
+    void Py_DECREF(void *o)
+
+cdef extern from "<sys/socket.h>" nogil:
+    int c_shutdown "shutdown"(int fd, int how)
+    int c_setsockopt "setsockopt"(int fd, int level, int name, const void *value, socklen_t size)
+    int SHUT_WR
+    int AF_INET
+    int AF_INET6
+
+cdef extern from "<netinet/in.h>" nogil:
+    int IPPROTO_TCP
+
+cdef extern from "<netinet/tcp.h>" nogil:
+    int TCP_NODELAY
+
+cdef extern from "<unistd.h>" nogil:
+    int c_close "close"(int fd)
+
+cdef extern from "<poll.h>" nogil:
+    cdef struct pollfd:
+        int fd
+        short events
+        short revents
+    int POLLOUT
+    int c_poll "poll"(pollfd *fds, unsigned long count, int timeout)
+
+cdef enum:
+    IOV_MAX = 64
+
+cdef object BufferedProtocol = _protocols.BufferedProtocol
+cdef object TransportSocket = _trsock.TransportSocket
+cdef object set_result_unless_cancelled = _futures._set_result_unless_cancelled
+cdef int LOG_THRESHOLD = _constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES
+cdef bint attach_takes_transport = sys.version_info >= (3, 13)
+cdef object s_data_received = "data_received"
+cdef object s_get_buffer = "get_buffer"
+cdef object s_buffer_updated = "buffer_updated"
+cdef object s_eof_received = "eof_received"
+
+
+class _StreamTransportFacade(_transports._FlowControlMixin, _transports.Transport):
+    """What ``isinstance`` sees: asyncio's classes have slots, a C class can't inherit them."""
+
+    __slots__ = ()
+
+
+_StreamTransportFacade.__name__ = _StreamTransportFacade.__qualname__ = "StreamTransport"
+cdef object facade = _StreamTransportFacade
+
+
+cdef int attach(object server, object transport) except -1:
+    if attach_takes_transport:
+        server._attach(transport)
+    else:
+        server._attach()
+    return 0
+
+
+cdef int detach(object server, object transport) except -1:
+    if attach_takes_transport:
+        server._detach(transport)
+    else:
+        server._detach()
+    return 0
+
+
+cdef StreamTransport accepted_stream(Scheduler loop, int fd, int family, int proto, object protocol,
+                                     object server, sockaddr_storage *peer, socklen_t length):
+    """The transport of a connection that a listener accepted; it owns fd from here on."""
+    cdef StreamTransport self = StreamTransport.__new__(StreamTransport)
+    self.loop = loop
+    self.family = family
+    self.proto = proto
+    self.fd = fd
+    try:
+        if length <= RAW_SIZE and family in (AF_INET, AF_INET6):
+            memcpy(self.peer_raw, peer, length)
+            self.peer_length = length
+        else:
+            self.extra = {"peername": address_object(peer, length)}
+        self._begin(protocol, None, server)
+    except BaseException:
+        if self.desc is not NULL:
+            loop.close_descriptor(self)
+        self.release_socket()
+        self.fd = -1
+        raise
+    return self
+
+
+cdef class StreamTransport(SocketTransport):
+    """asyncio.Transport over a connected stream socket."""
+
+    # What asyncio's start_tls and sendfile ask for.
+    _start_tls_compatible = True
+    _sendfile_compatible = _constants._SendfileMode.TRY_NATIVE
+    max_size = SCRATCH_SIZE
+
+    def __init__(self, loop, sock, protocol, waiter=None, extra=None, server=None):
+        self.adopt(loop, sock, extra)
+        try:
+            self._begin(protocol, waiter, server)
+        except BaseException:
+            self.disown()
+            raise
+
+    def _begin(self, protocol, waiter, server):
+        cdef int one = 1
+        cdef Scheduler loop = self.loop
+        loop.need_netpoller()
+        self.set_protocol(protocol)
+        if self.family in (AF_INET, AF_INET6):
+            c_setsockopt(self.fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))
+        loop.open_descriptor(self, self.fd, NP_STREAM)
+        if server is not None:
+            if server._sockets is None and server._waiters is None:
+                # The server has closed and said so; the connection is served all the same.
+                server = None
+            elif server._sockets is None:
+                # Closed, yet waiting for its connections: one more of them.
+                if attach_takes_transport:
+                    server._clients.add(self)
+                else:
+                    server._active_count += 1
+            else:
+                attach(server, self)
+        self.server = server
+        loop.call_soon(protocol.connection_made, self)
+        # Reading starts when connection_made has been called.
+        loop.call_soon(self._start_reading)
+        if waiter is not None:
+            loop.call_soon(set_result_unless_cancelled, waiter, None)
+
+    @property
+    def __class__(self):
+        return facade
+
+    # ---- what asyncio's own code looks at ------------------------------------
+
+    @property
+    def _server(self):
+        return self.server
+
+    @property
+    def _empty_waiter(self):
+        return self.empty_waiter
+
+    def __del__(self):
+        self.unclosed()
+        if self.server is not None:
+            server = self.server
+            self.server = None
+            detach(server, self)
+
+    cdef bint reads(self):
+        return self.started and not self._paused and not self._closing and not self.read_eof
+
+    cdef size_t buffered_bytes(self):
+        return np_pending(self.desc) if self.desc is not NULL else 0
+
+    # ---- the protocol ----------------------------------------------------------
+
+    def set_protocol(self, protocol):
+        """asyncio.BaseTransport.set_protocol."""
+        self.buffered = isinstance(protocol, BufferedProtocol)
+        self.protocol = protocol
+
+    def get_protocol(self):
+        """asyncio.BaseTransport.get_protocol."""
+        return self.protocol
+
+    # ---- reading ---------------------------------------------------------------
+
+    def _start_reading(self):
+        if self._closing or self._paused or self.started or self.desc is NULL:
+            return
+        self.started = True
+        self.context = PyContext_CopyCurrent()
+        if np_more(self.desc):
+            self.loop.still.append(self)
+
+    def pause_reading(self):
+        """asyncio.ReadTransport.pause_reading: no data_received until resumed."""
+        if self._closing or self._paused:
+            return
+        self._paused = True
+        if self.loop._debug:
+            logger.debug("%r pauses reading", self)
+
+    def resume_reading(self):
+        """asyncio.ReadTransport.resume_reading; never calls the protocol itself."""
+        if self._closing or not self._paused:
+            return
+        self._paused = False
+        self.started = True
+        self.context = PyContext_CopyCurrent()
+        if not self.read_eof and self.desc is not NULL and np_more(self.desc):
+            self.loop.still.append(self)
+        if self.loop._debug:
+            logger.debug("%r resumes reading", self)
+
+    cdef int on_ready(self, uint32_t bits) except -1:
+        self.pending_bits |= bits
+        if self.queued:
+            return 0
+        if bits & NP_W or self.reads():
+            self.queued = True
+            self.loop.ring_push(self)
+        return 0
+
+    cdef int run(self) except -1:
+        cdef uint32_t bits = self.pending_bits
+        cdef object context
+        self.queued = False
+        self.pending_bits = 0
+        if self.loop is None:
+            return 0
+        if bits & (NP_R | NP_HUP | NP_ERR) and self.reads():
+            context = self.context
+            PyContext_Enter(context)
+            try:
+                if self.buffered:
+                    self.read_buffered()
+                else:
+                    self.read()
+            finally:
+                PyContext_Exit(context)
+        if bits & NP_W and self.loop is not None:
+            if self.sendfile_writer is not None:
+                handle = self.sendfile_writer
+                self.sendfile_writer = None
+                self.loop.ring_push(handle)
+            if self.writing:
+                context = self.write_context
+                PyContext_Enter(context)
+                try:
+                    self.write_progress()
+                finally:
+                    PyContext_Exit(context)
+        return 0
+
+    cdef int read(self) except -1:
+        cdef char *scratch = self.loop.scratch
+        cdef ssize_t count
+        cdef object data
+        if self._conn_lost:
+            return 0
+        count = np_recv(self.loop.engine, self.desc, scratch, SCRATCH_SIZE)
+        if count > 0:
+            data = PyBytes_FromStringAndSize(scratch, count)
+            try:
+                PyObject_CallMethodOneArg(self.protocol, s_data_received, data)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as exc:
+                self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
+            return self.after_read()
+        if count == 0:
+            return self.received_eof()
+        if count != -EAGAIN:
+            self._fatal_error(os_error(count), "Fatal read error on socket transport")
+        return 0
+
+    cdef int read_buffered(self) except -1:
+        cdef Py_buffer view
+        cdef ssize_t count
+        cdef object buf
+        if self._conn_lost:
+            return 0
+        if not np_more(self.desc):
+            return 0
+        try:
+            buf = PyObject_CallMethodOneArg(self.protocol, s_get_buffer, -1)
+            if not len(buf):
+                raise RuntimeError("get_buffer() returned an empty buffer")
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._fatal_error(exc, "Fatal error: protocol.get_buffer() call failed.")
+            return 0
+        if self.desc is NULL or self._conn_lost:
+            return 0
+        try:
+            PyObject_GetBuffer(buf, &view, PyBUF_WRITABLE)
+        except BaseException as exc:
+            self._fatal_error(exc, "Fatal read error on socket transport")
+            return 0
+        count = np_recv(self.loop.engine, self.desc, view.buf, view.len)
+        PyBuffer_Release(&view)
+        if count > 0:
+            try:
+                PyObject_CallMethodOneArg(self.protocol, s_buffer_updated, count)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as exc:
+                self._fatal_error(exc, "Fatal error: protocol.buffer_updated() call failed.")
+            return self.after_read()
+        if count == 0:
+            return self.received_eof()
+        if count != -EAGAIN:
+            self._fatal_error(os_error(count), "Fatal read error on socket transport")
+        return 0
+
+    cdef int after_read(self) except -1:
+        # One bounded read a turn; the rest waits on the list of the still readable.
+        if self.desc is not NULL and not self._paused and not self._closing and np_more(self.desc):
+            self.loop.still.append(self)
+        return 0
+
+    cdef int received_eof(self) except -1:
+        if self.loop._debug:
+            logger.debug("%r received EOF", self)
+        self.read_eof = True
+        try:
+            keep_open = PyObject_CallMethodNoArgs(self.protocol, s_eof_received)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._fatal_error(exc, "Fatal error: protocol.eof_received() call failed.")
+            return 0
+        if not keep_open:
+            self.close()
+        return 0
+
+    # ---- writing ---------------------------------------------------------------
+
+    def write(self, data):
+        """asyncio.WriteTransport.write: sends at once what the socket takes."""
+        cdef Py_buffer view
+        if isinstance(data, bytes):
+            if self._eof:
+                raise RuntimeError("Cannot call write() after write_eof()")
+            self.send_or_queue(data, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+            return
+        if not isinstance(data, (bytearray, memoryview)):
+            raise TypeError(
+                f"data argument must be a bytes-like object, not {type(data).__name__!r}"
+            )
+        if self._eof:
+            raise RuntimeError("Cannot call write() after write_eof()")
+        try:
+            PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        except BufferError as exc:
+            self._fatal_error(exc, "Fatal write error on socket transport")
+            return
+        try:
+            self.send_or_queue(None, <const char *>view.buf, view.len)
+        finally:
+            PyBuffer_Release(&view)
+
+    cdef int send_or_queue(self, object data, const char *buf, size_t size) except -1:
+        cdef ssize_t sent
+        if self.empty_waiter is not None:
+            raise RuntimeError("unable to write; sendfile is in progress")
+        if size == 0:
+            return 0
+        if self._conn_lost:
+            if self._conn_lost >= LOG_THRESHOLD:
+                logger.warning("socket.send() raised exception.")
+            self._conn_lost += 1
+            return 0
+        if self.desc is NULL:
+            self.loop._check_closed()
+            return 0
+        sent = np_send(self.loop.engine, self.desc, buf, size)
+        if <size_t>sent == size:
+            return 0
+        if sent < 0:
+            self._fatal_error(os_error(sent), "Fatal write error on socket transport")
+            return 0
+        self.queue_rest(data, buf, size, sent)
+        return self.pause_protocol()
+
+    cdef int queue_rest(self, object data, const char *buf, size_t size, size_t sent) except -1:
+        """Queues buf[sent:]; data is the bytes object that owns buf, None to copy."""
+        cdef int error
+        if data is None:
+            data = PyBytes_FromStringAndSize(buf + sent, size - sent)
+            buf = PyBytes_AS_STRING(data)
+        else:
+            buf += sent
+        # Before the engine has it: the netpoller may finish it at any time after.
+        self.begin_queueing()
+        Py_INCREF(data)
+        error = np_queue(self.loop.engine, self.desc, buf, size - sent, <void *>data)
+        if error < 0:
+            Py_DECREF(<void *>data)
+            self._fatal_error(os_error(error), "Fatal write error on socket transport")
+            return 0
+        return 0
+
+    cdef int begin_queueing(self) except -1:
+        if not self.writing:
+            self.writing = True
+            self.write_context = PyContext_CopyCurrent()
+        return 0
+
+    def writelines(self, list_of_data):
+        """asyncio.WriteTransport.writelines: one vectored send."""
+        cdef iovec iov[IOV_MAX]
+        cdef Py_buffer views[IOV_MAX]
+        cdef int count = 0
+        cdef int i
+        cdef ssize_t sent
+        cdef size_t left
+        if self._eof:
+            raise RuntimeError("Cannot call writelines() after write_eof()")
+        if self.empty_waiter is not None:
+            raise RuntimeError("unable to writelines; sendfile is in progress")
+        if not list_of_data:
+            return
+        parts = list(list_of_data)
+        if len(parts) > IOV_MAX:
+            self.write(b"".join(parts))
+            return
+        owners = []
+        try:
+            for part in parts:
+                if not isinstance(part, (bytes, bytearray, memoryview)):
+                    # asyncio's text; other objects with a buffer are taken as it takes them.
+                    part = memoryview(part)
+                PyObject_GetBuffer(part, &views[count], PyBUF_SIMPLE)
+                count += 1
+                if views[count - 1].len == 0:
+                    count -= 1
+                    PyBuffer_Release(&views[count])
+                    continue
+                owners.append(part if isinstance(part, bytes) else None)
+                iov[count - 1].iov_base = views[count - 1].buf
+                iov[count - 1].iov_len = views[count - 1].len
+            if count == 0:
+                return
+            if self._conn_lost:
+                if self._conn_lost >= LOG_THRESHOLD:
+                    logger.warning("socket.send() raised exception.")
+                self._conn_lost += 1
+                return
+            if self.desc is NULL:
+                self.loop._check_closed()
+                return
+            sent = np_sendv(self.loop.engine, self.desc, iov, count)
+            if sent < 0:
+                self._fatal_error(os_error(sent), "Fatal write error on socket transport")
+                return
+            left = sent
+            for i in range(count):
+                if left >= iov[i].iov_len:
+                    left -= iov[i].iov_len
+                    continue
+                self.queue_rest(owners[i], <const char *>iov[i].iov_base, iov[i].iov_len, left)
+                left = 0
+                if self._conn_lost:
+                    return
+        finally:
+            for i in range(count):
+                PyBuffer_Release(&views[i])
+        self.pause_protocol()
+
+    cdef int write_progress(self) except -1:
+        cdef ssize_t left
+        if self._conn_lost:
+            return 0
+        left = np_flush(self.loop.engine, self.desc)
+        self.loop.reap()
+        if left < 0:
+            self.writing = False
+            exc = os_error(left)
+            self._fatal_error(exc, "Fatal write error on socket transport")
+            if self.empty_waiter is not None and not self.empty_waiter.done():
+                self.empty_waiter.set_exception(exc)
+            return 0
+        self.resume_protocol()
+        if self.desc is NULL or np_pending(self.desc):
+            return 0
+        self.writing = False
+        self.write_context = None
+        if self.empty_waiter is not None and not self.empty_waiter.done():
+            self.empty_waiter.set_result(None)
+        if self._closing:
+            if not self._conn_lost:
+                self._conn_lost += 1
+                self._call_connection_lost(None)
+        elif self._eof:
+            self.shut_down_writing()
+        return 0
+
+    cdef int shut_down_writing(self) except -1:
+        if c_shutdown(self.fd, SHUT_WR) < 0:
+            raise OSError(errno, os.strerror(errno))
+        return 0
+
+    def write_eof(self):
+        """asyncio.WriteTransport.write_eof: half-close when all is sent."""
+        if self._closing or self._eof:
+            return
+        self._eof = True
+        if not self.writing:
+            self.shut_down_writing()
+
+    def can_write_eof(self):
+        """asyncio.WriteTransport.can_write_eof: always true."""
+        return True
+
+    def _make_empty_waiter(self):
+        if self.empty_waiter is not None:
+            raise RuntimeError("Empty waiter is already set")
+        self.empty_waiter = self.loop.create_future()
+        if not self.writing:
+            self.empty_waiter.set_result(None)
+        return self.empty_waiter
+
+    def _reset_empty_waiter(self):
+        self.empty_waiter = None
+
+    cdef int watch_writable(self, Handle handle) except -1:
+        """One run of handle when the socket is writable (loop.sock_sendfile)."""
+        cdef pollfd p
+        self.sendfile_writer = handle
+        np_notify_writable(self.loop.engine, self.desc)
+        # It may have become writable before we asked.
+        p.fd = self.fd
+        p.events = POLLOUT
+        p.revents = 0
+        if c_poll(&p, 1, 0) > 0:
+            self.on_ready(NP_W)
+        return 0
+
+    cdef bint unwatch_writable(self) except -1:
+        if self.sendfile_writer is None:
+            return False
+        self.sendfile_writer.cancel()
+        self.sendfile_writer = None
+        return True
+
+    # ---- closing ---------------------------------------------------------------
+
+    def close(self):
+        """asyncio.BaseTransport.close: sends what is queued, then closes."""
+        if self._closing:
+            return
+        self._closing = True
+        if not self.writing:
+            self._conn_lost += 1
+            self.loop.call_soon(self._call_connection_lost, None)
+
+    cdef int discard(self) except -1:
+        if self.desc is not NULL:
+            np_discard(self.loop.engine, self.desc)
+            self.loop.reap()
+        self.writing = False
+        return 0
+
+    def _call_connection_lost(self, exc):
+        if self.loop is None:
+            return
+        try:
+            self.lose_connection(exc)
+        finally:
+            self.unwatch_writable()
+            if self.empty_waiter is not None and not self.empty_waiter.done():
+                self.empty_waiter.set_exception(ConnectionError("Connection is closed by peer"))
+            self.write_context = None
+            server = self.server
+            if server is not None:
+                self.server = None
+                detach(server, self)

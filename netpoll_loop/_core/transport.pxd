@@ -1,0 +1,44 @@
+from netpoll_loop._core.address cimport RAW_SIZE
+from netpoll_loop._core.descriptor cimport Descriptor
+from netpoll_loop._core.engine cimport socklen_t
+from netpoll_loop._core.scheduler cimport Scheduler
+
+
+cdef class SocketTransport(Descriptor):
+    cdef Scheduler loop
+    cdef object protocol
+    cdef object sock
+    cdef object extra
+    # The context of the read callbacks.
+    cdef object context
+
+    cdef public size_t _high_water
+    cdef public size_t _low_water
+    cdef public int _conn_lost
+    cdef public bint _protocol_paused
+    cdef public bint _closing
+    cdef public bint _paused
+    cdef bint started
+
+    cdef int family
+    cdef int proto
+    # Lengths of the addresses below; 0: not known (yet).
+    cdef socklen_t peer_length
+    cdef socklen_t name_length
+    cdef char peer_raw[RAW_SIZE]
+    cdef char name_raw[RAW_SIZE]
+
+    cdef int adopt(self, Scheduler loop, object sock, object extra) except -1
+    cdef int disown(self) except -1
+    cdef bint reads(self)
+    cdef size_t buffered_bytes(self)
+    cdef int discard(self) except -1
+    cdef int remember_names(self) except -1
+    cdef int unclosed(self) except -1
+    cdef int pause_protocol(self) except -1
+    cdef int resume_protocol(self) except -1
+    cdef int lose_connection(self, object exc) except -1
+    cdef int release_socket(self) except -1
+
+
+cdef object os_error(ssize_t negative)

@@ -1,0 +1,324 @@
+# cython: language_level=3
+"""What stream and datagram transports have in common.
+
+The socket and its names, the protocol, write-buffer limits, and the way a
+transport closes.  Worker only.  The socket is pinned (``socket._io_refs``)
+while the engine may touch its fd, so that a ``close()`` behind the
+transport's back can't free the number.
+"""
+
+from libc.string cimport memcpy
+
+from netpoll_loop._core.address cimport address_object
+from netpoll_loop._core.engine cimport socklen_t, sockaddr_storage
+
+import os
+import socket as _socket
+import sys
+import warnings
+from asyncio import trsock as _trsock
+from asyncio.log import logger
+
+cdef extern from "<sys/socket.h>" nogil:
+    cdef struct sockaddr:
+        pass
+    int c_getsockname "getsockname"(int fd, sockaddr *address, socklen_t *length)
+    int AF_INET
+    int AF_INET6
+
+cdef extern from "<unistd.h>" nogil:
+    int c_close "close"(int fd)
+
+cdef object TransportSocket = _trsock.TransportSocket
+
+
+cdef object os_error(ssize_t negative):
+    """The OSError (or subclass) of a negative errno value."""
+    return OSError(<int>-negative, os.strerror(<int>-negative))
+
+
+cdef class SocketTransport(Descriptor):
+    def __cinit__(self):
+        self._high_water = 64 * 1024
+        self._low_water = 16 * 1024
+
+    cdef int adopt(self, Scheduler loop, object sock, object extra) except -1:
+        """Takes the socket over, and pins it."""
+        self.loop = loop
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.family = sock.family
+        self.proto = sock.proto
+        if extra:
+            self.extra = dict(extra)
+        if self.extra is None or "peername" not in self.extra:
+            try:
+                self.set_extra("peername", sock.getpeername())
+            except OSError:
+                self.set_extra("peername", None)
+        if isinstance(sock, _socket.socket):
+            sock._io_refs += 1
+        return 0
+
+    cdef int disown(self) except -1:
+        """The transport could not be made: the caller keeps its socket."""
+        cdef object sock = self.sock
+        if self.desc is not NULL:
+            self.loop.close_descriptor(self)
+        self.sock = None
+        self.fd = -1
+        if isinstance(sock, _socket.socket):
+            sock._decref_socketios()
+        return 0
+
+    # What a kind of transport defines.
+
+    cdef bint reads(self):
+        raise NotImplementedError
+
+    cdef size_t buffered_bytes(self):
+        raise NotImplementedError
+
+    cdef int discard(self) except -1:
+        raise NotImplementedError
+
+    # ---- what asyncio's own code looks at ------------------------------------
+
+    @property
+    def _loop(self):
+        return self.loop
+
+    @property
+    def _protocol(self):
+        return self.protocol
+
+    @property
+    def _sock_fd(self):
+        return self.fd
+
+    @property
+    def _sock(self):
+        if self.sock is None and self.fd >= 0 and self.loop is not None:
+            self.sock = _socket.socket(self.family, _socket.SOCK_STREAM, self.proto, fileno=self.fd)
+            self.sock._io_refs += 1
+        return self.sock
+
+    @property
+    def _extra(self):
+        for name in ("socket", "sockname", "peername"):
+            self.get_extra_info(name)
+        return self.extra
+
+    def set_extra(self, name, value):
+        if self.extra is None:
+            self.extra = {}
+        self.extra[name] = value
+
+    def get_extra_info(self, name, default=None):
+        """asyncio.BaseTransport.get_extra_info: socket, sockname, peername."""
+        if self.extra is not None and name in self.extra:
+            return self.extra[name]
+        if name == "peername":
+            if not self.peer_length:
+                return default
+            value = address_object(<sockaddr_storage *>self.peer_raw, self.peer_length)
+        elif name == "sockname":
+            if self.name_length:
+                value = address_object(<sockaddr_storage *>self.name_raw, self.name_length)
+            elif self.fd >= 0 and self.loop is not None:
+                try:
+                    value = self._sock.getsockname()
+                except OSError:
+                    value = None
+            else:
+                return default
+        elif name == "socket":
+            sock = self._sock
+            if sock is None:
+                return default
+            value = TransportSocket(sock)
+        else:
+            return default
+        self.set_extra(name, value)
+        return value
+
+    cdef int remember_names(self) except -1:
+        # They stay known after the close, as in asyncio.
+        cdef char raw[128]
+        cdef socklen_t length = sizeof(raw)
+        if self.extra is not None and "sockname" in self.extra:
+            return 0
+        if self.family not in (AF_INET, AF_INET6):
+            self.get_extra_info("sockname")
+        elif c_getsockname(self.fd, <sockaddr *>raw, &length) == 0 and length <= RAW_SIZE:
+            memcpy(self.name_raw, raw, length)
+            self.name_length = length
+        return 0
+
+    def __repr__(self):
+        info = [self.__class__.__name__]
+        if self.loop is None:
+            info.append("closed")
+        elif self._closing:
+            info.append("closing")
+        info.append(f"fd={self.fd}")
+        if self.loop is not None and not self.loop._closed:
+            info.append("read=polling" if self.reads() else "read=idle")
+            size = self.buffered_bytes()
+            info.append(f"write=<{'polling' if size else 'idle'}, bufsize={size}>")
+        return "<{}>".format(" ".join(info))
+
+    cdef int unclosed(self) except -1:
+        """The finalizer of a transport that nobody closed."""
+        if self.fd < 0 or self.loop is None:
+            return 0
+        if self.desc is not NULL:
+            self.loop.close_descriptor(self)
+        warnings.warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
+        return self.release_socket()
+
+    def get_protocol(self):
+        """asyncio.BaseTransport.get_protocol."""
+        return self.protocol
+
+    # ---- the write buffer --------------------------------------------------------
+
+    def get_write_buffer_size(self):
+        """asyncio.WriteTransport.get_write_buffer_size, in bytes."""
+        return self.buffered_bytes()
+
+    def get_write_buffer_limits(self):
+        """asyncio.WriteTransport.get_write_buffer_limits: (low, high), in bytes."""
+        return (self._low_water, self._high_water)
+
+    def set_write_buffer_limits(self, high=None, low=None):
+        """asyncio.WriteTransport.set_write_buffer_limits, in bytes."""
+        if high is None:
+            high = 64 * 1024 if low is None else 4 * low
+        if low is None:
+            low = high // 4
+        if not high >= low >= 0:
+            raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
+        self._high_water = min(high, sys.maxsize)
+        self._low_water = min(low, sys.maxsize)
+        self.pause_protocol()
+
+    def _set_write_buffer_limits(self, high=None, low=None):
+        self.set_write_buffer_limits(high, low)
+
+    cdef int pause_protocol(self) except -1:
+        if self._protocol_paused or self.buffered_bytes() <= self._high_water:
+            return 0
+        self._protocol_paused = True
+        try:
+            self.protocol.pause_writing()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self.loop.call_exception_handler({
+                "message": "protocol.pause_writing() failed",
+                "exception": exc,
+                "transport": self,
+                "protocol": self.protocol,
+            })
+        return 0
+
+    cdef int resume_protocol(self) except -1:
+        if not self._protocol_paused or self.buffered_bytes() > self._low_water:
+            return 0
+        self._protocol_paused = False
+        try:
+            self.protocol.resume_writing()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self.loop.call_exception_handler({
+                "message": "protocol.resume_writing() failed",
+                "exception": exc,
+                "transport": self,
+                "protocol": self.protocol,
+            })
+        return 0
+
+    # ---- reading, as far as it is common -------------------------------------------
+
+    def is_reading(self):
+        """asyncio.ReadTransport.is_reading."""
+        return not self._closing and not self._paused
+
+    # ---- closing ---------------------------------------------------------------
+
+    def is_closing(self):
+        """asyncio.BaseTransport.is_closing."""
+        return bool(self._closing)
+
+    def abort(self):
+        """asyncio.WriteTransport.abort: closes at once; what is queued is not sent."""
+        self._force_close(None)
+
+    def _fatal_error(self, exc, message="Fatal error on transport"):
+        loop = self.loop
+        if loop is None:
+            return
+        if isinstance(exc, OSError):
+            if loop._debug:
+                logger.debug("%r: %s", self, message, exc_info=exc)
+        else:
+            loop.call_exception_handler({
+                "message": message,
+                "exception": exc,
+                "transport": self,
+                "protocol": self.protocol,
+            })
+        self._force_close(exc)
+
+    def _force_close(self, exc):
+        if self._conn_lost or self.loop is None:
+            return
+        self.discard()
+        self._closing = True
+        self._conn_lost += 1
+        self.loop.call_soon(self._call_connection_lost, exc)
+
+    def _call_connection_lost(self, exc):
+        if self.loop is not None:
+            self.lose_connection(exc)
+
+    cdef int lose_connection(self, object exc) except -1:
+        """Tells the protocol, then leaves the engine and frees the socket."""
+        try:
+            if self.protocol is not None:
+                self.protocol.connection_lost(exc)
+        finally:
+            self.remember_names()
+            self.loop.close_descriptor(self)
+            self.release_socket()
+            self.protocol = None
+            self.context = None
+            self.loop = None
+        return 0
+
+    cdef int release_socket(self) except -1:
+        # The engine has let go of the fd: now its number may be freed.
+        cdef object sock = self.sock
+        cdef int fd = self.fd
+        if sock is not None:
+            self.sock = None
+            if isinstance(sock, _socket.socket):
+                sock._decref_socketios()
+            sock.close()
+        elif fd >= 0:
+            c_close(fd)
+        return 0
+
+    cdef int on_evicted(self, bint loop_closing) except -1:
+        if loop_closing or self.loop is None:
+            return 0
+        # The fd was closed behind our back and its number belongs to somebody else.
+        cdef object sock = self.sock
+        self.fd = -1
+        self.sock = None
+        if isinstance(sock, _socket.socket) and sock.fileno() >= 0:
+            sock.detach()
+        self._force_close(OSError(9, os.strerror(9)))
+        return 0

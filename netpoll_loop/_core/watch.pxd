@@ -1,0 +1,25 @@
+from netpoll_loop._core.descriptor cimport Descriptor
+from netpoll_loop._core.engine cimport np_kind
+from netpoll_loop._core.handles cimport Handle
+from netpoll_loop._core.scheduler cimport Scheduler
+
+
+cdef class FdWatch(Descriptor):
+    cdef WatchLoop loop
+    cdef Handle reader
+    cdef Handle writer
+    # Futures of sock_* coroutines that wait for a direction, first come first.
+    cdef object read_waiters
+    cdef object write_waiters
+    # The socket object that registered it, by weak reference; None for a bare fd.
+    cdef object owner
+    cdef np_kind kind
+
+    cdef int update(self) except -1
+    cdef int push_handle(self, Handle handle) except -1
+    cdef int wake(self, object waiters) except -1
+
+
+cdef class WatchLoop(Scheduler):
+    cdef FdWatch watch_of(self, int fd, object owner)
+    cdef FdWatch find_watch(self, int fd)

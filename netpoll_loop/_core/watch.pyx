@@ -1,0 +1,249 @@
+# cython: language_level=3
+"""Readiness of file descriptors: add_reader/add_writer and parked coroutines.
+
+One FdWatch stands for one fd number that users watch.  With reader or writer
+callbacks it is level-triggered, as asyncio documents; with nothing but parked
+sock_* coroutines it is registered once, edge-triggered, for as long as its
+socket object lives.
+"""
+
+from collections import deque
+from libc.stdint cimport uint32_t
+
+from netpoll_loop._core.engine cimport NP_ERR, NP_HUP, NP_LEVEL, NP_R, NP_W, NP_WAIT, np_arm
+from netpoll_loop._core.handles cimport new_handle
+from netpoll_loop._core.stream cimport StreamTransport
+
+import errno
+import os
+import weakref
+from asyncio import events as _events
+
+cdef extern from "Python.h":
+    int PyObject_AsFileDescriptor(object o) except? -1
+
+
+cdef int fileno_of(object fileobj) except -1:
+    """selectors' own check, with its texts."""
+    cdef object fd
+    if isinstance(fileobj, int):
+        fd = fileobj
+    else:
+        try:
+            fd = int(fileobj.fileno())
+        except (AttributeError, TypeError, ValueError):
+            raise ValueError(f"Invalid file object: {fileobj!r}") from None
+    if fd < 0:
+        raise ValueError(f"Invalid file descriptor: {fd}")
+    return fd
+
+
+cdef class FdWatch(Descriptor):
+    def __cinit__(self):
+        self.read_waiters = deque()
+        self.write_waiters = deque()
+
+    cdef int update(self) except -1:
+        """Registers what is wanted now."""
+        cdef unsigned interest = 0
+        cdef int error
+        if self.reader is None and self.writer is None:
+            if self.kind == NP_LEVEL and self.desc is not NULL:
+                # The last callback has gone: out of epoll at once (uvloop issue 61).
+                self.loop.close_descriptor(self)
+            if self.desc is NULL and (self.read_waiters or self.write_waiters):
+                self.kind = NP_WAIT
+                self.loop.open_descriptor(self, self.fd, NP_WAIT)
+            return 0
+        if self.reader is not None or self.read_waiters:
+            interest |= NP_R
+        if self.writer is not None or self.write_waiters:
+            interest |= NP_W
+        if self.desc is NULL or self.kind != NP_LEVEL:
+            self.kind = NP_LEVEL
+            self.loop.open_descriptor(self, self.fd, NP_LEVEL)
+        error = np_arm(self.loop.engine, self.desc, interest)
+        if error < 0:
+            self.loop.close_descriptor(self)
+            raise OSError(-error, os.strerror(-error))
+        return 0
+
+    cdef int push_handle(self, Handle handle) except -1:
+        self.loop.ring_push(handle)
+        return 0
+
+    cdef int wake(self, object waiters) except -1:
+        # Wakes the first that still waits; it passes the turn on when it is done.
+        while waiters:
+            waiter = waiters[0]
+            if not waiter.done():
+                waiter.set_result(None)
+                return 0
+            if not waiter.cancelled():
+                # Woken already, and about to try.
+                return 0
+            waiters.popleft()
+        return 0
+
+    cdef int on_ready(self, uint32_t bits) except -1:
+        if bits & (NP_R | NP_HUP | NP_ERR):
+            if self.reader is not None:
+                if self.reader._cancelled:
+                    self.reader = None
+                    self.update()
+                else:
+                    self.push_handle(self.reader)
+            if self.read_waiters:
+                self.wake(self.read_waiters)
+        if bits & (NP_W | NP_HUP | NP_ERR):
+            if self.writer is not None:
+                if self.writer._cancelled:
+                    self.writer = None
+                    self.update()
+                else:
+                    self.push_handle(self.writer)
+            if self.write_waiters:
+                self.wake(self.write_waiters)
+        if self.kind == NP_LEVEL and self.desc is not NULL:
+            if (bits & NP_R and self.reader is None and not self.read_waiters) or (
+                bits & NP_W and self.writer is None and not self.write_waiters
+            ):
+                # Nobody waits for this direction any more.
+                self.update()
+            if self.desc is not NULL:
+                self.loop.rearm.append(self)
+        return 0
+
+    cdef int on_evicted(self, bint loop_closing) except -1:
+        if self.reader is not None:
+            self.reader.cancel()
+            self.reader = None
+        if self.writer is not None:
+            self.writer.cancel()
+            self.writer = None
+        if not loop_closing:
+            # The socket was closed behind our back and its number reused.
+            for waiters in (self.read_waiters, self.write_waiters):
+                for waiter in waiters:
+                    if not waiter.done():
+                        waiter.set_exception(OSError(errno.EBADF, os.strerror(errno.EBADF)))
+        self.read_waiters.clear()
+        self.write_waiters.clear()
+        return 0
+
+
+cdef class WatchLoop(Scheduler):
+    """The scheduler, with add_reader and its kin."""
+
+    cdef FdWatch find_watch(self, int fd):
+        found = self.descriptors.get(fd)
+        return found if isinstance(found, FdWatch) else None
+
+    cdef FdWatch watch_of(self, int fd, object owner):
+        """The watch of this fd for this socket object (None: a bare fd)."""
+        cdef FdWatch watch = self.find_watch(fd)
+        if watch is not None and owner is not None and watch.owner is not None:
+            if watch.owner() is not owner:
+                # Another object on the same number: afresh.
+                self.close_descriptor(watch)
+                watch.on_evicted(False)
+                watch = None
+        if watch is None:
+            other = self.descriptors.get(fd)
+            if other is not None:
+                raise RuntimeError(f"File descriptor {fd!r} is used by transport {other!r}")
+            watch = FdWatch.__new__(FdWatch)
+            watch.loop = self
+            watch.fd = fd
+        if owner is not None and watch.owner is None:
+            watch.owner = weakref.ref(owner)
+        return watch
+
+    def _add_reader(self, fd, callback, *args):
+        self._check_closed()
+        cdef int number = fileno_of(fd)
+        cdef Handle handle = new_handle(self, callback, args, None, self._debug)
+        cdef FdWatch watch
+        cdef Handle former
+        watch = self.watch_of(number, None if isinstance(fd, int) else fd)
+        former = watch.reader
+        watch.reader = handle
+        try:
+            watch.update()
+        except BaseException:
+            watch.reader = None
+            raise
+        if former is not None:
+            former.cancel()
+        return handle
+
+    def _remove_reader(self, fd):
+        if self._closed:
+            return False
+        cdef int number = fileno_of(fd)
+        cdef FdWatch watch = self.find_watch(number)
+        cdef Handle former
+        if watch is None or watch.reader is None:
+            return False
+        former = watch.reader
+        watch.reader = None
+        watch.update()
+        former.cancel()
+        return True
+
+    def _add_writer(self, fd, callback, *args):
+        self._check_closed()
+        cdef int number = fileno_of(fd)
+        cdef Handle handle = new_handle(self, callback, args, None, self._debug)
+        cdef FdWatch watch
+        cdef Handle former
+        transport = self.descriptors.get(number)
+        if isinstance(transport, StreamTransport):
+            (<StreamTransport>transport).watch_writable(handle)
+            return handle
+        watch = self.watch_of(number, None if isinstance(fd, int) else fd)
+        former = watch.writer
+        watch.writer = handle
+        try:
+            watch.update()
+        except BaseException:
+            watch.writer = None
+            raise
+        if former is not None:
+            former.cancel()
+        return handle
+
+    def _remove_writer(self, fd):
+        if self._closed:
+            return False
+        cdef int number = fileno_of(fd)
+        transport = self.descriptors.get(number)
+        if isinstance(transport, StreamTransport):
+            return (<StreamTransport>transport).unwatch_writable()
+        cdef FdWatch watch = self.find_watch(number)
+        cdef Handle former
+        if watch is None or watch.writer is None:
+            return False
+        former = watch.writer
+        watch.writer = None
+        watch.update()
+        former.cancel()
+        return True
+
+    # What asyncio's own code looks up: loop._selector and loop._transports.
+
+    def _stream_transport(self, fd):
+        found = self.descriptors.get(fd)
+        return found if type(found) is StreamTransport else None
+
+    def _registered_fds(self):
+        return list(self.descriptors)
+
+    def _registered(self, fd):
+        """(selectors event mask, (reader, writer)) of a registered fd, or None."""
+        found = self.descriptors.get(fd)
+        if not isinstance(found, FdWatch):
+            return None
+        cdef FdWatch watch = found
+        mask = (1 if watch.reader is not None else 0) | (2 if watch.writer is not None else 0)
+        return (mask, (watch.reader, watch.writer)) if mask else None

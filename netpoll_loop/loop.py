@@ -1,0 +1,271 @@
+"""The event loop: the C core joined to asyncio's unix event loop.
+
+What runs for each callback or packet is in ``_core``; what runs once for each
+connection or loop is inherited from asyncio (create_connection, Server,
+start_tls, executor, async generators, debug) or stands here.  The worker
+thread, the one that runs the loop, is the only one that may call it, but for
+the thread-safe calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import signal
+import socket
+import sys
+import threading
+import warnings
+import weakref
+from asyncio import events as _events
+from asyncio.log import logger
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from netpoll_loop import forking
+from netpoll_loop._core.sock import SockLoop
+from netpoll_loop._core.stream import StreamTransport
+from netpoll_loop.dns import resolve_literal
+from netpoll_loop.options import resolve_netpoller
+from netpoll_loop.subprocesses import SubprocessMixin
+
+__all__ = ("Loop",)
+
+
+class _EngineSelector(selectors.BaseSelector):
+    """The engine in the shape of a selector, for asyncio's own code and its reprs.
+
+    Registrations are the loop's readers and writers: ``data`` is a pair of handles.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = weakref.ref(loop)
+
+    def _core(self) -> Loop:
+        loop = self._loop()
+        if loop is None:
+            raise RuntimeError("the loop of this selector is gone")
+        return loop
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        reader, writer = data
+        loop = self._core()
+        if events & selectors.EVENT_READ:
+            loop._add_reader(fileobj, reader._callback, *reader._args)
+        if events & selectors.EVENT_WRITE:
+            loop._add_writer(fileobj, writer._callback, *writer._args)
+        return self.get_key(fileobj)
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        key = self.get_key(fileobj)
+        loop = self._core()
+        loop._remove_reader(fileobj)
+        loop._remove_writer(fileobj)
+        return key
+
+    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        self.unregister(fileobj)
+        return self.register(fileobj, events, data)
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        raise NotImplementedError("the loop polls its engine itself")
+
+    def close(self) -> None:
+        pass
+
+    def get_key(self, fileobj: Any) -> selectors.SelectorKey:
+        fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        loop = self._loop()
+        registered = None if loop is None else loop._registered(fd)
+        if registered is None:
+            raise KeyError(f"{fileobj!r} is not registered")
+        events, data = registered
+        return selectors.SelectorKey(fileobj, fd, events, data)
+
+    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
+        loop = self._loop()
+        if loop is None:
+            return {}
+        return {fd: self.get_key(fd) for fd in loop._registered_fds()}
+
+
+class _Transports(weakref.WeakValueDictionary[int, Any]):
+    """``loop._transports``: ours are looked up in the core, asyncio's own are kept here."""
+
+    def __init__(self, loop: Loop) -> None:
+        super().__init__()
+        self._loop = weakref.ref(loop)
+
+    def get(self, fd: int, default: Any = None) -> Any:
+        loop = self._loop()
+        transport = None if loop is None else loop._stream_transport(fd)
+        if transport is not None:
+            return default if transport._hidden else transport
+        return super().get(fd, default)
+
+    def __setitem__(self, fd: int, transport: Any) -> None:
+        if type(transport) is StreamTransport:
+            transport._hidden = False
+        else:
+            super().__setitem__(fd, transport)
+
+    def __delitem__(self, fd: int) -> None:
+        loop = self._loop()
+        transport = None if loop is None else loop._stream_transport(fd)
+        if transport is not None:
+            transport._hidden = True
+        else:
+            super().__delitem__(fd)
+
+
+class Loop(SockLoop, SubprocessMixin):
+    """An asyncio event loop over the netpoller.
+
+    ``netpoller`` is "auto", "dedicated" or "inline"; None takes the environment
+    variable NETPOLL_LOOP_NETPOLLER, or "auto".  Raises ValueError for another
+    value, OSError when the engine can't be opened.
+    """
+
+    def __init__(self, netpoller: str | None = None) -> None:
+        # Whatever fails below, __del__ finds a closed loop.
+        self._closed = True
+        self._open_engine(resolve_netpoller(netpoller))
+        self._old_wakeup_fd: int | None = None
+        asyncio.SelectorEventLoop.__init__(self, _EngineSelector(self))
+        self._transports = _Transports(self)
+        forking.register(self)
+
+    # ---- running ----------------------------------------------------------------
+
+    @property
+    def _nest_patched(self) -> bool:
+        raise RuntimeError(
+            "nest_asyncio can't patch netpoll_loop.Loop: its turn is not asyncio's _run_once. "
+            "Run the code on asyncio's own loop, or without nested run_until_complete()"
+        )
+
+    def _run_forever_setup(self) -> None:
+        self._check_closed()
+        self._check_running()
+        self._set_coroutine_origin_tracking(self._debug)
+        self._old_agen_hooks = sys.get_asyncgen_hooks()
+        self._enter_run()
+        self._thread_id = threading.get_ident()
+        sys.set_asyncgen_hooks(firstiter=self._asyncgen_firstiter_hook, finalizer=self._asyncgen_finalizer_hook)
+        if threading.current_thread() is threading.main_thread():
+            # For the whole run: a signal wakes the poller, whichever thread it lands on.
+            self._old_wakeup_fd = signal.set_wakeup_fd(self._csock.fileno(), warn_on_full_buffer=False)
+        _events._set_running_loop(self)
+
+    def _run_forever_cleanup(self) -> None:
+        self._stopping = False
+        self._thread_id = None
+        self._leave_run()
+        _events._set_running_loop(None)
+        self._set_coroutine_origin_tracking(False)
+        if self._old_agen_hooks is not None:
+            sys.set_asyncgen_hooks(*self._old_agen_hooks)
+            self._old_agen_hooks = None
+        if self._old_wakeup_fd is not None:
+            former, self._old_wakeup_fd = self._old_wakeup_fd, None
+            # With handlers installed, signals between two runs wait for the next one.
+            if not self._signal_handlers:
+                self._restore_wakeup_fd(former)
+
+    @staticmethod
+    def _restore_wakeup_fd(fd: int) -> None:
+        try:
+            signal.set_wakeup_fd(fd)
+        except (ValueError, OSError) as exc:
+            logger.info("set_wakeup_fd(%d) failed: %s", fd, exc)
+
+    def run_forever(self) -> None:
+        """Runs until stop() is called."""
+        self._run_forever_setup()
+        try:
+            self._run()
+        finally:
+            self._run_forever_cleanup()
+
+    def close(self) -> None:
+        """asyncio.loop.close: drops what is queued; joins the netpoller thread."""
+        if self.is_running():
+            raise RuntimeError("Cannot close a running event loop")
+        if self.is_closed():
+            return
+        self._close_core()
+        super().close()
+
+    def remove_signal_handler(self, sig: int) -> bool:
+        """asyncio.loop.remove_signal_handler."""
+        removed = super().remove_signal_handler(sig)
+        if removed and not self._signal_handlers and self.is_running() and self._old_wakeup_fd is not None:
+            # The base class has reset it to -1; this run still needs it.
+            self._restore_wakeup_fd(self._csock.fileno())
+        return removed
+
+    # ---- transports -----------------------------------------------------------------
+
+    def _make_socket_transport(
+        self,
+        sock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        waiter: asyncio.Future[Any] | None = None,
+        *,
+        extra: dict[str, Any] | None = None,
+        server: Any = None,
+    ) -> asyncio.Transport:
+        self._ensure_fd_no_transport(sock)
+        return StreamTransport(self, sock, protocol, waiter, extra, server)
+
+    def _make_ssl_transport(
+        self,
+        rawsock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        sslcontext: Any,
+        waiter: asyncio.Future[Any] | None = None,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        extra: dict[str, Any] | None = None,
+        server: Any = None,
+        ssl_handshake_timeout: float | None = None,
+        ssl_shutdown_timeout: float | None = None,
+        **kwargs: Any,
+    ) -> asyncio.Transport:
+        from asyncio import sslproto
+
+        self._ensure_fd_no_transport(rawsock)
+        ssl_protocol = sslproto.SSLProtocol(
+            self,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side,
+            server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+            **kwargs,
+        )
+        StreamTransport(self, rawsock, ssl_protocol, extra=extra, server=server)
+        transport: asyncio.Transport = ssl_protocol._app_transport
+        return transport
+
+    # ---- names ------------------------------------------------------------------------
+
+    async def getaddrinfo(
+        self,
+        host: Any,
+        port: Any,
+        *,
+        family: int = 0,
+        type: int = 0,
+        proto: int = 0,
+        flags: int = 0,
+    ) -> list[Any]:
+        """asyncio.loop.getaddrinfo; address literals are answered without a thread."""
+        if not self._debug:
+            answer = resolve_literal(host, port, family, type, proto, flags)
+            if answer is not None:
+                return answer
+        return await super().getaddrinfo(host, port, family=family, type=type, proto=proto, flags=flags)

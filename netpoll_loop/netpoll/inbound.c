@@ -1,0 +1,264 @@
+/* inbound.c: the read side of a stream.
+ *
+ * While the worker polls, np_recv is recv(2).  In NP_DEDICATED the netpoller
+ * receives ahead, into exact-size chunks, bounded for each descriptor and for
+ * the engine; at a bound it stops and leaves the rest to the kernel's buffer,
+ * so that the peer is slowed down.  The end (end of file, or the error) stands
+ * behind the last byte.
+ *
+ * Order of bytes: whoever receives holds `reading`, and the worker receives by
+ * itself only when nothing that the netpoller received is left.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "netpoll_internal.h"
+
+static ssize_t receive(int fd, void *buf, size_t size) {
+    ssize_t n;
+    do {
+        n = recv(fd, buf, size, MSG_DONTWAIT);
+    } while (n < 0 && errno == EINTR);
+    return n;
+}
+
+/* ---- Worker ---------------------------------------------------------------------- */
+
+static ssize_t receive_here(struct np_engine *e, struct np_desc *d, void *buf, size_t size) {
+    ssize_t n = receive(d->fd, buf, size);
+    int err = errno;
+    np_count(&e->by_worker.syscalls, 1);
+    if (n > 0) {
+        np_count(&e->by_worker.received, n);
+        d->more = (size_t)n == size || d->hup; /* a short read means drained, unless the peer has hung up */
+        return n;
+    }
+    d->more = 0;
+    if (n == 0) {
+        return 0;
+    }
+    return err == EWOULDBLOCK ? -EAGAIN : -err;
+}
+
+/* The engine's bound had stopped some descriptors, and there is room again. */
+static int has_room_again(struct np_engine *e) {
+    return np_get_sc(&e->starved) && np_get_sc(&e->in_total) < NP_INBOUND_ALL / 2;
+}
+
+/* Gives back n bytes of the bounds; lets the netpoller go on if it waits for that. */
+static void consumed(struct np_engine *e, struct np_desc *d, size_t n) {
+    int resume = 0;
+    np_lock(e, d);
+    size_t left = np_get(&d->in_bytes) - n;
+    np_set(&d->in_bytes, left);
+    atomic_fetch_sub(&e->in_total, n);
+    if (d->in_stopped && left < NP_INBOUND / 2) { /* if the engine is full, the netpoller notes it as starved */
+        d->in_stopped = 0;
+        resume = 1;
+    }
+    np_unlock(e, d);
+    if (resume && !np_submit(e, d, NP_R)) {
+        d->more = 1; /* no thread: np_recv itself goes on */
+    }
+    if (has_room_again(e)) {
+        np_kick_netpoller(e);
+    }
+}
+
+/* What the netpoller has received: copies as much of it as fits. */
+static size_t take(struct np_engine *e, struct np_desc *d, char *buf, size_t size) {
+    size_t total = 0;
+    while (total < size) {
+        struct np_read *r = d->mine;
+        if (!r) {
+            np_lock(e, d);
+            d->mine = r = d->in_head;
+            d->in_head = d->in_tail = NULL;
+            np_unlock(e, d);
+            d->mine_at = 0;
+            if (!r) {
+                break;
+            }
+        }
+        size_t n = r->size - d->mine_at;
+        if (n > size - total) {
+            n = size - total;
+        }
+        memcpy(buf + total, r->bytes + d->mine_at, n);
+        total += n;
+        d->mine_at += n;
+        if (d->mine_at == r->size) {
+            d->mine = r->next;
+            d->mine_at = 0;
+            free(r);
+        }
+    }
+    return total;
+}
+
+static ssize_t receive_ahead(struct np_engine *e, struct np_desc *d, void *buf, size_t size) {
+    size_t n = np_get(&d->in_bytes) ? take(e, d, buf, size) : 0;
+    if (n > 0) {
+        d->more = 0;
+        consumed(e, d, n);
+        return (ssize_t)n;
+    }
+    np_lock(e, d);
+    int end = np_get(&d->in_end);
+    int mine = 0;
+    if (d->in_head) {
+        np_unlock(e, d); /* came in this moment */
+        return receive_ahead(e, d, buf, size);
+    }
+    if (!end && !np_get_sc(&e->thread_on) && !d->reading) {
+        d->reading = mine = 1;
+    }
+    np_unlock(e, d);
+    if (end) {
+        d->end_seen = 1;
+        d->more = 0;
+        return end == NP_END_OF_FILE ? 0 : end;
+    }
+    if (!mine) {
+        d->more = 0;
+        return -EAGAIN;
+    }
+    ssize_t got = receive_here(e, d, buf, size);
+    np_lock(e, d);
+    d->reading = 0;
+    np_unlock(e, d);
+    if (np_get_sc(&e->thread_on)) { /* started meanwhile, and may have found us reading */
+        (void)np_submit(e, d, NP_R);
+    }
+    return got;
+}
+
+ssize_t np_recv(np_engine *e, np_desc *d, void *buf, size_t size) {
+    int rc = np_check(e, d, NP_STREAM);
+    if (rc < 0) {
+        return rc;
+    }
+    if (size == 0) {
+        return -EINVAL; /* its 0 could not be told from end of file */
+    }
+    return e->mode == NP_DEDICATED ? receive_ahead(e, d, buf, size) : receive_here(e, d, buf, size);
+}
+
+int np_more(np_desc *d) {
+    return d && d->kind == NP_STREAM && (d->more || np_get(&d->in_bytes) || (np_get(&d->in_end) && !d->end_seen));
+}
+
+static void free_reads(struct np_read *r) {
+    while (r) {
+        struct np_read *next = r->next;
+        free(r);
+        r = next;
+    }
+}
+
+void np_drop_inbound(struct np_engine *e, struct np_desc *d) {
+    np_lock(e, d);
+    struct np_read *list = d->in_head;
+    d->in_head = d->in_tail = NULL;
+    size_t n = np_get(&d->in_bytes);
+    np_set(&d->in_bytes, (size_t)0);
+    np_set(&d->in_end, 0);
+    atomic_fetch_sub(&e->in_total, n);
+    np_unlock(e, d);
+    free_reads(list);
+    free_reads(d->mine);
+    d->mine = NULL;
+    if (n && has_room_again(e)) {
+        np_kick_netpoller(e);
+    }
+}
+
+/* ---- Netpoller ------------------------------------------------------------------- */
+
+/* How much it may receive now; 0: stop.  Under lock. */
+static size_t room(struct np_engine *e, struct np_desc *d) {
+    size_t have = np_get(&d->in_bytes);
+    if (have >= NP_INBOUND) {
+        d->in_stopped = 1;
+        return 0;
+    }
+    if (np_get_sc(&e->in_total) >= NP_INBOUND_ALL) {
+        d->in_stopped = 1;
+        np_set_sc(&e->starved, 1u);
+        return 0;
+    }
+    return NP_INBOUND - have < NP_SCRATCH ? NP_INBOUND - have : NP_SCRATCH;
+}
+
+int np_net_receive(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigned bits) {
+    unsigned flags = (bits & (NP_HUP | NP_ERR)) | (bits & NP_ERR ? NP_W : 0);
+    size_t want = 0;
+    int wake = 0, go_on = 0;
+
+    np_lock(e, d);
+    if (d->tag != tag || d->kind != NP_STREAM) {
+        np_unlock(e, d);
+        return 0;
+    }
+    if (flags) {
+        d->in_hup = 1;
+    }
+    /* If the worker is reading (only while the thread starts), it submits the
+     * descriptor when it is done. */
+    if (!np_get(&d->in_end) && !d->reading && !d->halt && (want = room(e, d)) > 0) {
+        d->reading = 1;
+    } else {
+        want = 0;
+        if (flags) {
+            wake = np_ready(e, d, NP_R | flags);
+        }
+    }
+    np_unlock(e, d);
+
+    if (want > 0) {
+        ssize_t n = receive(d->fd, e->scratch, want);
+        int err = n < 0 ? errno : 0;
+        struct np_read *r = NULL;
+        np_count(&e->by_netpoller.syscalls, 1);
+        if (n > 0) {
+            np_count(&e->by_netpoller.received, n);
+            r = malloc(sizeof *r + (size_t)n);
+            if (r) {
+                r->next = NULL;
+                r->size = (size_t)n;
+                memcpy(r->bytes, e->scratch, (size_t)n);
+            } else {
+                err = ENOMEM; /* bytes are lost: the stream ends here, with an error */
+            }
+        }
+        np_lock(e, d);
+        unsigned report = flags;
+        if (r) {
+            if (d->in_tail) {
+                d->in_tail->next = r;
+            } else {
+                d->in_head = r;
+            }
+            d->in_tail = r;
+            np_set(&d->in_bytes, np_get(&d->in_bytes) + (size_t)n);
+            atomic_fetch_add(&e->in_total, (size_t)n);
+            report |= NP_R;
+            go_on = (size_t)n == want || d->in_hup;
+        } else if (n == 0) {
+            np_set(&d->in_end, NP_END_OF_FILE);
+            report |= NP_R;
+        } else if (err != EAGAIN && err != EWOULDBLOCK) {
+            np_set(&d->in_end, -err);
+            report |= NP_R;
+        }
+        d->reading = 0;
+        if (report && d->kind) {
+            wake = np_ready(e, d, report | NP_R);
+        }
+        np_unlock(e, d);
+    }
+    if (wake) {
+        np_notify_worker(e);
+    }
+    return go_on;
+}

@@ -1,0 +1,199 @@
+/* netpoll.h: the interface of the poller engine.
+ *
+ * What Go calls the netpoller: descriptors are opened once, edge-triggered in
+ * both directions; whoever has time waits in the OS facility and dispatches
+ * readiness.  The engine is C11 without Python.h: it never touches a Python
+ * object and never needs the GIL.
+ *
+ * Two kinds of thread meet here:
+ *   worker     the one thread that holds P, the right to run the loop's
+ *              Python callbacks.  Every function below is for the worker
+ *              unless it says "any thread".
+ *   netpoller  the engine's own thread: always polling in NP_DEDICATED,
+ *              taking over from a stalled worker in NP_AUTO, absent in
+ *              NP_INLINE.
+ *
+ * Two rights, kept apart:
+ *   the poll token         one per engine; its holder may wait in the OS
+ *                          facility and dispatch.  The worker holds it only
+ *                          inside np_poll()/np_park(), never across Python.
+ *   the right to do I/O    one per descriptor and direction (struct np_desc
+ *                          in netpoll_internal.h); held for one batch of
+ *                          non-blocking system calls at most.
+ *
+ * Errors are returned as negative errno values; an impossible call gets an
+ * error code (-EBADF, -EINVAL), never undefined behaviour.  Times are
+ * nanoseconds of CLOCK_MONOTONIC, sizes are bytes.
+ */
+#ifndef NETPOLL_H
+#define NETPOLL_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/socket.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+typedef struct np_engine np_engine;
+typedef struct np_desc np_desc;
+
+typedef enum { NP_INLINE = 0, NP_AUTO = 1, NP_DEDICATED = 2 } np_mode;
+
+/* What a descriptor is for; it decides how it is registered and what the
+ * netpoller thread may do with it. */
+typedef enum {
+    NP_STREAM = 1, /* connected stream socket: np_recv, np_send, np_queue; edge-triggered */
+    NP_LISTEN = 2, /* listening socket: np_accept; level-triggered */
+    NP_WAIT = 3,   /* readiness only (sock_*, datagrams); edge-triggered */
+    NP_LEVEL = 4,  /* readiness only (add_reader/add_writer); level-triggered, np_arm says what for */
+} np_kind;
+
+/* Bits of an event, and of np_arm's interest (NP_R, NP_W only). */
+#define NP_R 1u   /* readable: data, end of file, or a connection to accept */
+#define NP_W 2u   /* writable; for NP_STREAM: call np_flush */
+#define NP_HUP 4u /* the peer has hung up (RDHUP or HUP); comes with NP_R */
+#define NP_ERR 8u /* an error is pending; comes with NP_R and NP_W */
+
+typedef struct {
+    void *user;    /* as given to np_open */
+    uint32_t bits; /* NP_R | NP_W | NP_HUP | NP_ERR */
+} np_event;
+
+/* Who waits in the OS facility at the moment. */
+typedef enum { NP_POLLER_NONE = 0, NP_POLLER_WORKER = 1, NP_POLLER_NETPOLLER = 2 } np_poller;
+
+typedef struct {
+    uint64_t polls;              /* system calls that waited for or asked for events, both threads */
+    uint64_t events;             /* events that the OS reported, both threads */
+    uint64_t handoffs;           /* descriptors that the netpoller made ready for the worker */
+    uint64_t inline_syscalls;    /* recv, send, accept, made by the worker */
+    uint64_t netpoller_syscalls; /* recv, send, accept, made by the netpoller */
+    uint64_t bytes_received;
+    uint64_t bytes_sent;
+    uint64_t stalls;             /* times that the netpoller took over from a stalled worker */
+    uint64_t wakeups;            /* system calls made to wake a sleeping worker */
+    np_poller poller;            /* who polls now */
+    int thread_running;          /* the netpoller thread exists */
+} np_stats;
+
+/* ---- The engine ---------------------------------------------------------- */
+
+/* A new engine, without its thread yet.  NULL and *err = -errno on failure. */
+np_engine *np_engine_new(np_mode mode, int *err);
+
+/* Stops the thread, frees the engine.  Cookies that are still queued must have
+ * been taken with np_close and np_done before; those that were not are leaked,
+ * never freed.  Accepts NULL. */
+void np_engine_free(np_engine *e);
+
+/* Starts the netpoller thread (all signals blocked in it); 0 if it runs
+ * already or the mode is NP_INLINE.  -errno when it can't be created. */
+int np_thread_start(np_engine *e);
+
+/* Stops and joins it; the engine can be used on and the thread started again.
+ * No completion is lost.  Any thread. */
+void np_thread_stop(np_engine *e);
+
+/* In a forked child: the engine is dead.  Its inherited epoll is never
+ * touched, each later call returns -EBADF or does nothing, np_engine_free
+ * only frees memory. */
+void np_fork_child(np_engine *e);
+
+void np_get_stats(np_engine *e, np_stats *out);
+
+/* ---- Waiting (worker) ---------------------------------------------------- */
+
+/* Reports at most max events without blocking, 0 if there are none.  Counts as
+ * one turn of the worker (the tick looks at it). */
+int np_poll(np_engine *e, np_event *out, int max);
+
+/* To block: np_park_prepare publishes "asleep"; the caller then looks at its
+ * own queues once more; then np_park blocks (or np_park_cancel, if there was
+ * something).  A np_wake after np_park_prepare is never missed.
+ * np_park: until an event, np_wake, a signal, or the deadline (absolute ns of
+ * CLOCK_MONOTONIC; -1: no deadline).  Returns the number of events, 0 for any
+ * other reason. */
+void np_park_prepare(np_engine *e);
+void np_park_cancel(np_engine *e);
+int np_park(np_engine *e, np_event *out, int max, int64_t deadline_ns);
+
+/* The worker leaves run_forever (0) or enters it (1): outside, no tick. */
+void np_set_running(np_engine *e, int running);
+
+/* Wakes the worker if it sleeps (any thread; async-signal-safe). */
+void np_wake(np_engine *e);
+
+/* ---- Descriptors (worker) ------------------------------------------------ */
+
+/* Registers fd, which must be non-blocking for NP_STREAM and NP_LISTEN.
+ * NP_LISTEN and NP_LEVEL start with no interest: np_arm comes next.  An old
+ * registration of the same number is replaced: its events are dropped by tag.
+ * NULL and *err = -errno (-EPERM: a regular file; -EBADF) on failure. */
+np_desc *np_open(np_engine *e, int fd, np_kind kind, void *user, int *err);
+
+/* NP_LISTEN, NP_LEVEL: report these directions (0: none).  While the
+ * netpoller polls, a reported event disarms the descriptor; np_rearm after the
+ * callback has run arms it again (and does nothing while the worker polls).
+ * After np_arm(.., 0) returns, the netpoller accepts no more. */
+int np_arm(np_engine *e, np_desc *d, unsigned interest);
+int np_rearm(np_engine *e, np_desc *d);
+
+/* Takes both rights, changes the tag, takes the descriptor out of the OS
+ * facility, puts queued cookies on the done list, frees received data.  When
+ * it returns, the netpoller never touches the fd again and no old event will
+ * be reported: the caller may close the fd.  It does not close it.  d is
+ * invalid afterwards.  Undelivered accepted connections (np_accepted) are
+ * closed, so take them before. */
+void np_close(np_engine *e, np_desc *d);
+
+/* ---- Streams (worker) ---------------------------------------------------- */
+
+/* Receives into buf.  In NP_DEDICATED it takes what the netpoller has
+ * received, otherwise it calls recv(2).  > 0 bytes, 0 end of file, -EAGAIN,
+ * or -errno. */
+ssize_t np_recv(np_engine *e, np_desc *d, void *buf, size_t size);
+
+/* Whether another np_recv may find something without a new event. */
+int np_more(np_desc *d);
+
+/* Sends at once, if nothing is queued and no send is going on.  The number of
+ * bytes sent (0: none, queue it), or -errno.  Never -EAGAIN. */
+ssize_t np_send(np_engine *e, np_desc *d, const void *buf, size_t size);
+ssize_t np_sendv(np_engine *e, np_desc *d, const struct iovec *iov, int count);
+
+/* Appends to the write queue.  buf stays the caller's and must not change
+ * until np_done returns the cookie.  Whoever sees the descriptor writable
+ * sends it, vectored.  0, or -ENOMEM / -errno of an earlier failed send. */
+int np_queue(np_engine *e, np_desc *d, const void *buf, size_t size, void *cookie);
+
+/* Sends from the queue as far as it goes; call on NP_W.  Bytes still queued,
+ * or -errno of the failed send (the netpoller's included). */
+ssize_t np_flush(np_engine *e, np_desc *d);
+
+/* Bytes queued and not yet accepted by the kernel. */
+size_t np_pending(np_desc *d);
+
+/* Forgets the write queue (abort); the cookies go to the done list. */
+void np_discard(np_engine *e, np_desc *d);
+
+/* Asks for one NP_W at the next moment that the socket becomes writable,
+ * although nothing is queued (sendfile).  Call it before each attempt to send
+ * past the engine: an edge that comes between the attempt and the wait is then
+ * not lost. */
+void np_notify_writable(np_engine *e, np_desc *d);
+
+/* The cookie of one finished (or discarded) np_queue; NULL when there is none. */
+void *np_done(np_engine *e);
+
+/* ---- Listeners (worker) -------------------------------------------------- */
+
+/* Accepts one connection: a non-blocking, close-on-exec fd, or -EAGAIN, or
+ * -errno.  addr/len as accept4(2); may be NULL.  In NP_DEDICATED it takes one
+ * that the netpoller accepted (16 undelivered at most), otherwise it calls
+ * accept4(2). */
+int np_accept(np_engine *e, np_desc *d, struct sockaddr_storage *addr, socklen_t *len);
+
+/* Only what the netpoller has accepted already; -EAGAIN if nothing. */
+int np_accepted(np_engine *e, np_desc *d, struct sockaddr_storage *addr, socklen_t *len);
+
+#endif

@@ -1,0 +1,178 @@
+/* netpoll_epoll.c: the OS facility on Linux.  See np_os.h for the contract.
+ *
+ * The kick is an eventfd, registered edge-triggered: each write is a new edge,
+ * so nobody ever has to read it.
+ */
+#include <errno.h>
+#include <limits.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "netpoll.h"
+#include "np_futex.h"
+#include "np_os.h"
+
+#ifndef SYS_epoll_pwait2
+#define SYS_epoll_pwait2 441 /* older headers; the same number on x86-64 and arm64 */
+#endif
+
+#define KICK UINT64_MAX /* no descriptor has this data: its fd would be -1 */
+
+static uint32_t to_epoll(unsigned mask) {
+    uint32_t events = 0;
+    if (mask & NP_R) {
+        events |= EPOLLIN;
+    }
+    if (mask & NP_W) {
+        events |= EPOLLOUT;
+    }
+    if (mask & NP_OS_EDGE) {
+        events |= EPOLLET | EPOLLRDHUP;
+    }
+    if (mask & NP_OS_ONCE) {
+        events |= EPOLLONESHOT;
+    }
+    return events;
+}
+
+/* As selectors.EpollSelector: a hang-up or an error wakes both directions. */
+static uint32_t from_epoll(uint32_t events) {
+    uint32_t bits = 0;
+    if (events & (EPOLLIN | EPOLLPRI)) {
+        bits |= NP_R;
+    }
+    if (events & EPOLLOUT) {
+        bits |= NP_W;
+    }
+    if (events & EPOLLRDHUP) {
+        bits |= NP_R | NP_HUP;
+    }
+    if (events & EPOLLHUP) {
+        bits |= NP_R | NP_W | NP_HUP;
+    }
+    if (events & EPOLLERR) {
+        bits |= NP_R | NP_W | NP_ERR;
+    }
+    return bits;
+}
+
+static int control(struct np_os *os, int op, int fd, uint32_t events, uint64_t data) {
+    struct epoll_event ev;
+    memset(&ev, 0, sizeof ev);
+    ev.events = events;
+    ev.data.u64 = data;
+    return epoll_ctl(os->poll_fd, op, fd, &ev) == 0 ? 0 : -errno;
+}
+
+static int open_epoll(int kick_fd) {
+    struct np_os fresh = {.poll_fd = epoll_create1(EPOLL_CLOEXEC)};
+    if (fresh.poll_fd < 0) {
+        return -errno;
+    }
+    int rc = control(&fresh, EPOLL_CTL_ADD, kick_fd, EPOLLIN | EPOLLET, KICK);
+    if (rc < 0) {
+        close(fresh.poll_fd);
+        return rc;
+    }
+    return fresh.poll_fd;
+}
+
+int np_os_create(struct np_os *os) {
+    os->coarse = 0;
+    os->poll_fd = -1;
+    os->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (os->kick_fd < 0) {
+        return -errno;
+    }
+    int fd = open_epoll(os->kick_fd);
+    if (fd < 0) {
+        close(os->kick_fd);
+        os->kick_fd = -1;
+        return fd;
+    }
+    os->poll_fd = fd;
+    return 0;
+}
+
+void np_os_destroy(struct np_os *os) {
+    if (os->poll_fd >= 0) {
+        close(os->poll_fd);
+    }
+    if (os->kick_fd >= 0) {
+        close(os->kick_fd);
+    }
+    os->poll_fd = os->kick_fd = -1;
+}
+
+int np_os_reset(struct np_os *os) {
+    int fd = open_epoll(os->kick_fd);
+    if (fd < 0) {
+        return fd;
+    }
+    close(os->poll_fd);
+    os->poll_fd = fd;
+    return 0;
+}
+
+int np_os_add(struct np_os *os, int fd, unsigned mask, uint64_t data) {
+    return control(os, EPOLL_CTL_ADD, fd, to_epoll(mask), data);
+}
+
+int np_os_change(struct np_os *os, int fd, unsigned mask, uint64_t data) {
+    return control(os, EPOLL_CTL_MOD, fd, to_epoll(mask), data);
+}
+
+int np_os_remove(struct np_os *os, int fd) { return control(os, EPOLL_CTL_DEL, fd, 0, 0); }
+
+/* Milliseconds, rounded up: a timer must never be early. */
+static int milliseconds(int64_t ns) {
+    int64_t ms = ns / 1000000 + (ns % 1000000 != 0);
+    return ms > INT_MAX ? INT_MAX : (int)ms;
+}
+
+static int wait_events(struct np_os *os, int64_t timeout_ns, struct epoll_event *events, int max) {
+    if (timeout_ns <= 0) {
+        return epoll_wait(os->poll_fd, events, max, timeout_ns < 0 ? -1 : 0);
+    }
+    if (!os->coarse) {
+        struct timespec t = np_timespec(timeout_ns);
+        int n = (int)syscall(SYS_epoll_pwait2, os->poll_fd, events, max, &t, NULL, 0);
+        if (n >= 0 || (errno != ENOSYS && errno != EPERM)) {
+            return n;
+        }
+        os->coarse = 1; /* before Linux 5.11, or a sandbox that does not know it */
+    }
+    return epoll_wait(os->poll_fd, events, max, milliseconds(timeout_ns));
+}
+
+int np_os_wait(struct np_os *os, int64_t timeout_ns, struct np_os_event *out, int max, int *kicked) {
+    struct epoll_event events[NP_OS_EVENTS];
+    *kicked = 0;
+    int got = wait_events(os, timeout_ns, events, max < NP_OS_EVENTS ? max : NP_OS_EVENTS);
+    if (got < 0) {
+        return -errno;
+    }
+    int n = 0;
+    for (int i = 0; i < got; i++) {
+        if (events[i].data.u64 == KICK) {
+            *kicked = 1;
+            continue;
+        }
+        out[n].data = events[i].data.u64;
+        out[n].bits = from_epoll(events[i].events);
+        n++;
+    }
+    return n;
+}
+
+void np_os_kick(struct np_os *os) {
+    static const uint64_t one = 1;
+    ssize_t n;
+    do {
+        n = write(os->kick_fd, &one, sizeof one);
+    } while (n < 0 && errno == EINTR);
+}

@@ -1,0 +1,409 @@
+/* netpoll_internal.h: the engine's data, and who may touch what.
+ *
+ * Every comment of a field that two threads see names the threads, the
+ * protection, and the reason for an order stronger than relaxed.
+ *
+ * Locks, outermost first; nobody takes one to the left while holding one to
+ * the right:
+ *
+ *     threads > ctl > np_desc.lock > { ready.lock, submitted.lock, done_lock }
+ *
+ * ctl is a mutex because it is held across epoll_ctl; the others are spinlocks
+ * held for a few instructions.  In NP_INLINE (`shared` == 0) there is no second
+ * thread, and ctl and np_desc.lock are not taken at all.
+ */
+#ifndef NETPOLL_INTERNAL_H
+#define NETPOLL_INTERNAL_H
+
+#include <errno.h>
+#include <pthread.h>
+
+#include "netpoll.h"
+#include "np_atomic.h"
+#include "np_futex.h"
+#include "np_mailbox.h"
+#include "np_os.h"
+
+/* ---- Bounds: all of them here --------------------------------------------- */
+
+enum {
+    NP_CHUNK_BITS = 8, /* descriptors in one chunk of the table: 256 */
+    NP_CHUNK = 1 << NP_CHUNK_BITS,
+    NP_CHUNKS = 65536,       /* chunks at most: 16 Mi file descriptors */
+    NP_SEND_IOV = 64,        /* queued buffers in one sendmsg */
+    NP_RING = 16,            /* accepted, undelivered connections of a listener */
+    NP_STALE_WAITS = 32,     /* waits in a row with a stale event before the facility is rebuilt */
+    NP_SPARE_WRITES = 256,   /* queue nodes kept for reuse */
+    NP_STACK = 256 * 1024,   /* of the netpoller thread */
+    NP_SCRATCH = 256 * 1024, /* one receive of the netpoller, and its turn for one descriptor */
+};
+#define NP_SEND_CALL ((size_t)512 * 1024)          /* bytes in one sendmsg */
+#define NP_SEND_TURN ((size_t)1024 * 1024)         /* the netpoller's turn for one descriptor */
+#define NP_SEND_WORKER ((size_t)4 * 1024 * 1024)   /* the worker's, in one np_queue or np_flush */
+#define NP_INBOUND ((size_t)256 * 1024)            /* received, undelivered bytes of one descriptor */
+#define NP_INBOUND_ALL ((size_t)64 * 1024 * 1024)  /* ... of the engine */
+#define NP_TICK (10 * 1000000LL)                   /* ns; as Go's sysmon */
+
+/* ---- States ----------------------------------------------------------------
+ *
+ * Where the worker waits: np_engine.wstate, also the futex word.
+ * The worker moves it; any thread that wakes moves the two sleeping states to
+ * NOTIFIED by compare-and-swap, so that each sleep is woken by one system call
+ * at most.
+ *
+ *   IDLE      outside run_forever             -> RUNNING        worker, np_set_running(1)
+ *   RUNNING   in Python callbacks             -> PREPARED       worker, np_park_prepare
+ *                                             -> IDLE           worker, np_set_running(0)
+ *   PREPARED  about to sleep, re-checking     -> IN_EPOLL       worker, np_park with the token
+ *                                             -> ON_FUTEX       worker, np_park without it
+ *                                             -> RUNNING, IDLE  worker, np_park_cancel / return
+ *   IN_EPOLL  waits in the OS facility        -> NOTIFIED       any thread, then kicks
+ *                                             -> PREPARED       worker, awake again
+ *   ON_FUTEX  waits on wstate                 -> NOTIFIED       any thread, then FUTEX_WAKE
+ *                                             -> PREPARED       worker, awake again
+ *   NOTIFIED  somebody's wake-up is on its way-> PREPARED       worker, awake again
+ */
+enum { NP_IDLE, NP_RUNNING, NP_PREPARED, NP_IN_EPOLL, NP_ON_FUTEX, NP_NOTIFIED };
+
+/* The poll token: np_engine.token.  Its holder may call np_os_wait and
+ * dispatch.  Never held across Python.
+ *
+ *   FREE       -> WORKER      worker, in np_poll and np_park
+ *              -> NETPOLLER   netpoller: a stall (NP_AUTO), or its start (NP_DEDICATED)
+ *   WORKER     -> FREE        worker, before it returns
+ *   NETPOLLER  -> WANTED      worker that is back from its stall; it then kicks
+ *              -> FREE        netpoller, when its thread stops
+ *   WANTED     -> FREE        netpoller, which then wakes a worker on the futex
+ *
+ * That the wish to have it back is a value of the same word is why no wish can
+ * outlive the holding that it was meant for.
+ */
+enum { NP_FREE, NP_WORKER, NP_NETPOLLER, NP_WANTED };
+
+/* What the netpoller thread does between takeovers: np_engine.tick, its futex
+ * word.
+ *
+ *   TICKING  sleeps 10 ms at a time           -> ASLEEP   netpoller: worker parked or idle for a tick
+ *   ASLEEP   sleeps until woken               -> TICKING  the worker that goes on (NP_AUTO only)
+ *   any                                       -> STOP     np_thread_stop
+ */
+enum { NP_TICKING, NP_ASLEEP, NP_STOP };
+
+/* A descriptor is closed (kind 0) or open (kind = np_kind).
+ *
+ *   closed -> open     worker, np_open: tag + 1
+ *   open   -> closed   worker, np_close: tag + 1, `halt` until both rights are back
+ *
+ * Its registration, under ctl:
+ *
+ *   out (registered 0)        not in the OS facility: closed, or np_arm(0)
+ *   armed                     reports its mask
+ *   disarmed                  LISTEN, LEVEL: in the facility, mute.  By whoever reported an event
+ *                             for the netpoller's account -> armed by np_rearm, np_arm (worker)
+ *
+ * Its write queue, under np_desc.lock:
+ *
+ *   quiet      queue empty, !sending          -> direct     worker, np_send
+ *                                             -> draining   worker, np_queue (it drains itself, or
+ *                                                           submits it to the netpoller)
+ *   direct     queue empty, sending           -> quiet      worker, np_send returns
+ *   blocked    queue, !sending, !writable     -> draining   whoever sees the EPOLLOUT edge:
+ *                                                           the netpoller; the worker by np_flush
+ *   draining   queue, sending                 -> blocked    EAGAIN, and no edge meanwhile
+ *                                             -> quiet      all sent, or the send failed (send_err)
+ *                                             -> ready      the turn is over
+ *   ready      queue, !sending, writable      -> draining   its turn: the netpoller's hot list
+ *                                                           (`hot_w`), its submissions, or np_flush
+ *
+ * `writable` is cleared before each send, and set by every EPOLLOUT edge: an
+ * edge between the EAGAIN and the account of it is therefore never lost.
+ */
+
+/* ---- Parts of a descriptor -------------------------------------------------- */
+
+/* One np_queue. Belongs to whoever has the list that it is in. */
+struct np_write {
+    struct np_write *next;
+    const char *buf;
+    size_t size;
+    void *cookie;
+};
+
+/* One receive of the netpoller; moves from the netpoller to the worker. */
+struct np_read {
+    struct np_read *next;
+    size_t size;
+    char bytes[];
+};
+
+/* Connections accepted by the netpoller; under the listener's np_desc.lock. */
+struct np_ring {
+    unsigned head, count;
+    struct {
+        int fd;
+        socklen_t len;
+        struct sockaddr_storage addr;
+    } at[NP_RING];
+};
+
+#define NP_END_OF_FILE 1 /* in_end */
+
+struct np_desc {
+    /* Worker and netpoller, tens of nanoseconds at a time. */
+    np_spin lock;
+
+    /* Constant from the chunk's allocation on. */
+    int fd;
+
+    /* Written by the worker with ctl and lock both held, so either is enough
+     * to read them; the worker reads them without. */
+    uint32_t tag;     /* changes with each np_open and np_close; an event with another tag is dropped */
+    uint8_t kind;     /* np_kind, 0: closed */
+    uint8_t interest; /* NP_LISTEN, NP_LEVEL: NP_R | NP_W */
+
+    uint8_t registered;   /* in the OS facility.  Under ctl. */
+    atomic_uchar disarmed; /* registered, but mute until np_rearm.  Written under ctl; read by the worker
+                              without (relaxed: a late read of 1 is followed by a second event). */
+
+    void *user; /* worker only */
+
+    /* The rights to do I/O: who sets one owns that direction until he clears
+     * it.  Under lock. */
+    uint8_t sending;
+    uint8_t reading; /* also accepting */
+    uint8_t halt;    /* worker: give both rights back after the present system call, take none */
+
+    /* The write side.  Under lock. */
+    uint8_t hot_w;          /* the netpoller goes on by itself: nobody else need start a drain */
+    uint8_t asked_w;        /* report the next edge although nothing is queued: np_notify_writable */
+    atomic_uchar writable;  /* no EAGAIN since the last edge.  Atomic: the worker's dispatch looks at it
+                               without the lock (relaxed; see np_dispatch) */
+    atomic_int send_err;    /* errno of a failed drain; sticky.  Atomic as above. */
+    atomic_size_t pending;  /* bytes queued, unsent.  Atomic: np_pending reads it without the lock. */
+    size_t sent_of_head;    /* bytes of the head that were sent */
+    struct np_write *out_head, *out_tail;
+
+    /* The read side in NP_DEDICATED.  Under lock. */
+    struct np_read *in_head, *in_tail; /* netpoller appends, worker takes the whole list */
+    atomic_size_t in_bytes; /* received by the netpoller, not yet given to the caller: in_head's and mine's.
+                               Atomic: np_more reads it without the lock. */
+    atomic_int in_end;      /* NP_END_OF_FILE or -errno, after the last byte.  Atomic as above. */
+    uint8_t in_stopped;     /* readable, but at a bound: the worker submits it when there is room */
+    uint8_t in_hup;         /* RDHUP, HUP or ERR was seen: a short read does not mean drained */
+    struct np_ring *ring;   /* NP_LISTEN; allocated by np_open */
+    int accept_err;         /* errno of a failed accept, for one np_accept */
+
+    /* Worker only. */
+    uint8_t more;          /* a receive may find something without a new event */
+    uint8_t hup;           /* as in_hup, for the worker's own receives */
+    uint8_t end_seen;      /* in_end has been delivered */
+    struct np_read *mine;  /* taken from in_head, partly consumed */
+    size_t mine_at;        /* bytes of mine that were consumed */
+
+    /* Netpoller thread only: its list of descriptors that can go on without a
+     * new event.  hot_tag guards it as the tag guards an event. */
+    uint8_t hot, hot_listed;
+    uint32_t hot_tag;
+    struct np_desc *hot_next;
+
+    /* Its places in the engine's mailboxes, under the mailbox's lock. */
+    struct np_place place[NP_PLACES];
+};
+
+/* Statistics, one set for each thread: np_count.  Its own cache line. */
+struct np_counters {
+    atomic_uint_fast64_t polls, events, syscalls, received, sent, handoffs, stalls;
+};
+
+struct np_engine {
+    /* Constant. */
+    np_mode mode;
+    int shared; /* mode != NP_INLINE: a second thread may exist; 0 in a forked child */
+
+    /* np_fork_child, in a process with one thread; afterwards constant. */
+    int dead;
+
+    struct np_os os; /* see np_os.h */
+
+    /* Guards the registrations (np_os_add, change, remove, reset), and tag, kind
+     * and interest of every descriptor.  Held across a system call. */
+    pthread_mutex_t ctl;
+
+    /* The descriptor table.  A chunk is stored once (release) by the worker and
+     * never moved or freed before np_engine_free; the netpoller loads it
+     * (acquire) to see it initialised. */
+    _Atomic(struct np_desc *) *table;
+    atomic_uint chunks; /* highest chunk in use + 1; worker writes, netpoller's scans read (release, acquire) */
+
+    /* -- Shared by the threads, each word on a line of its own. -- */
+
+    /* See the state tables above.  All seq_cst: each is one side of a
+     * "publish, then look" pair with another one:
+     *   sleeper: wstate = asleep, then looks at ready.any, wake_pending, token, thread_on
+     *   waker:   pushes (ready.any, wake_pending, token, thread_on), then looks at wstate */
+    _Alignas(64) atomic_uint wstate;
+    atomic_uint wake_pending; /* np_wake since the last np_park.  Any thread sets, np_park clears. */
+    _Alignas(64) atomic_uint token;
+    /* ... worker: wstate = RUNNING, then looks at tick; netpoller: tick = ASLEEP, then looks at wstate */
+    _Alignas(64) atomic_uint tick;
+    atomic_uint thread_on; /* the netpoller thread serves.  np_thread_start, the thread. */
+    /* The netpoller waits in the OS facility without a timeout: netpoller:
+     * asleep = 1, then looks at submitted.any, token, tick, in_total;
+     * worker: pushes there, then looks at asleep. */
+    atomic_uint asleep;
+
+    /* Netpoller to worker: descriptors with events (also worker to itself). */
+    _Alignas(64) struct np_mailbox ready;
+    /* Worker to netpoller (NP_DEDICATED): go on reading, start to send. */
+    _Alignas(64) struct np_mailbox submitted;
+
+    /* Finished writes, from whoever drained to np_done. */
+    _Alignas(64) np_spin done_lock;
+    _Atomic(struct np_write *) done_head; /* under done_lock; np_done looks without it (relaxed: a
+                                             completion seen late is seen with the next event) */
+    struct np_write *done_tail;           /* under done_lock */
+
+    atomic_size_t in_total; /* sum of in_bytes; both threads, RMW.  seq_cst: see asleep */
+    atomic_uint starved;    /* some descriptor is stopped for NP_INBOUND_ALL.  Netpoller writes */
+    atomic_uint_fast64_t wakeups; /* any thread, RMW */
+
+    /* -- Worker -- */
+
+    _Alignas(64) atomic_uint_fast64_t turns; /* worker writes, the tick reads; relaxed: a sample */
+    unsigned home;              /* worker only: RUNNING or IDLE, what a park returns to */
+    struct np_write *done_mine; /* worker only: taken from done_head */
+    struct np_write *spare;     /* worker only: nodes for reuse */
+    unsigned spares;
+    struct np_counters by_worker;
+
+    /* -- Netpoller -- */
+
+    _Alignas(64) struct np_counters by_netpoller;
+    struct np_desc *hot_head, *hot_tail; /* netpoller thread only */
+    char *scratch;                       /* netpoller thread only; NP_DEDICATED */
+
+    /* Token holder only (handed over by the token's release and acquire). */
+    unsigned stale_waits;
+    int stale_seen;
+
+    /* Serialises np_thread_start and np_thread_stop; guards the two below. */
+    pthread_mutex_t threads;
+    int thread_exists;
+    pthread_t thread;
+};
+
+/* ---- The table -------------------------------------------------------------- */
+
+static inline uint64_t np_data(const struct np_desc *d) { return (uint64_t)d->tag << 32 | (uint32_t)d->fd; }
+
+/* NULL if no chunk was ever allocated for fd. */
+static inline struct np_desc *np_lookup(struct np_engine *e, int fd) {
+    unsigned chunk = (unsigned)fd >> NP_CHUNK_BITS;
+    if (chunk >= NP_CHUNKS) {
+        return NULL;
+    }
+    struct np_desc *base = np_get_acq(&e->table[chunk]);
+    return base ? base + ((unsigned)fd & (NP_CHUNK - 1)) : NULL;
+}
+
+/* For scans of all descriptors. */
+#define NP_EACH(e, d)                                                                     \
+    for (unsigned chunk_ = 0, end_ = np_get_acq(&(e)->chunks); chunk_ < end_; chunk_++)   \
+        for (struct np_desc *d = np_get_acq(&(e)->table[chunk_]), *stop_ = d ? d + NP_CHUNK : NULL; d != stop_; d++)
+
+static inline void np_lock(struct np_engine *e, struct np_desc *d) {
+    if (e->shared) {
+        np_spin_lock(&d->lock);
+    }
+}
+
+static inline void np_unlock(struct np_engine *e, struct np_desc *d) {
+    if (e->shared) {
+        np_spin_unlock(&d->lock);
+    }
+}
+
+static inline void np_ctl_lock(struct np_engine *e) {
+    if (e->shared) {
+        pthread_mutex_lock(&e->ctl);
+    }
+}
+
+static inline void np_ctl_unlock(struct np_engine *e) {
+    if (e->shared) {
+        pthread_mutex_unlock(&e->ctl);
+    }
+}
+
+/* 0, or the error that a call on this descriptor deserves.  Worker. */
+static inline int np_check(const struct np_engine *e, const struct np_desc *d, unsigned kind) {
+    if (!e || e->dead || !d || !d->kind) {
+        return -EBADF;
+    }
+    return d->kind == kind ? 0 : -EINVAL;
+}
+
+/* The netpoller thread does the I/O now. */
+static inline int np_offloads(struct np_engine *e) { return e->mode == NP_DEDICATED && np_get_sc(&e->thread_on); }
+
+/* ---- netpoll.c --------------------------------------------------------------- */
+
+/* The descriptor of fd, allocating its chunk if need be; NULL: out of memory.
+ * Worker. */
+struct np_desc *np_slot(struct np_engine *e, int fd);
+
+/* ---- desc.c: registrations --------------------------------------------------- */
+
+/* Puts the descriptor's present mask into the OS facility.  Under ctl. */
+int np_register(struct np_engine *e, struct np_desc *d);
+void np_unregister(struct np_engine *e, struct np_desc *d);
+/* Registers all again, so that the facility reports their present state: when
+ * the one who reads changes, what the other one knew of edges is void. */
+void np_register_all(struct np_engine *e);
+/* Replaces the facility.  Holder of the token. */
+void np_rebuild(struct np_engine *e);
+/* Counts a wait that reported a stale event; rebuilds when they don't end. */
+void np_after_wait(struct np_engine *e);
+/* A LISTEN or LEVEL descriptor was reported: mutes it if `mute`, or takes note
+ * that the OS facility did (ONCE).  The bits that are of interest; 0 if none
+ * is, or the tag is old.  Under ctl. */
+unsigned np_disarm(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigned bits, int mute);
+/* np_rearm without its look at the ring. */
+int np_arm_again(struct np_engine *e, struct np_desc *d);
+
+/* ---- stream.c: sending; inbound.c: receiving ---------------------------------- */
+
+/* Drains the write queue: the caller has set d->sending and does not hold
+ * d->lock.  1 if the turn ended with more to send. */
+int np_drain(struct np_engine *e, struct np_desc *d, int netpoller, size_t turn);
+/* Moves all queued writes to the done list.  Under lock, with the right to send. */
+void np_finish_all(struct np_engine *e, struct np_desc *d);
+/* Netpoller: starts to drain if it may.  1 if it should go on. */
+int np_net_send(struct np_engine *e, struct np_desc *d, uint32_t tag);
+/* Netpoller, NP_DEDICATED: one receive.  1 if it should go on. */
+int np_net_receive(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigned bits);
+void np_drop_inbound(struct np_engine *e, struct np_desc *d);
+
+/* ---- listen.c ------------------------------------------------------------------ */
+
+/* Netpoller, NP_DEDICATED: accepts into the ring. */
+void np_net_accept(struct np_engine *e, struct np_desc *d, uint32_t tag);
+
+/* ---- park.c: the worker's waiting ----------------------------------------------- */
+
+/* Wakes the worker if it sleeps.  Any thread, no lock held. */
+void np_notify_worker(struct np_engine *e);
+/* Netpoller: makes a descriptor ready for the worker.  Under d->lock or ctl,
+ * with the tag verified.  1: the caller must np_notify_worker when it holds no
+ * lock. */
+int np_ready(struct np_engine *e, struct np_desc *d, unsigned bits);
+
+/* ---- thread.c --------------------------------------------------------------------- */
+
+/* Worker: asks the netpoller to go on with a descriptor (NP_R: receive, NP_W:
+ * send).  0 if its thread does not serve: the caller does it. */
+int np_submit(struct np_engine *e, struct np_desc *d, unsigned bits);
+/* Kicks the netpoller if it waits without a timeout (NP_DEDICATED). */
+void np_kick_netpoller(struct np_engine *e);
+
+#endif

@@ -1,0 +1,52 @@
+/* np_os.h: what the engine needs of an OS facility (epoll; later kqueue).
+ *
+ * struct np_os belongs to the platform file.  Its waiting half is used by the
+ * holder of the poll token only, its registering half under the engine's
+ * registration lock (np_engine.ctl); np_os_reset is called with both.
+ * np_os_kick is for any thread, and async-signal-safe.
+ */
+#ifndef NP_OS_H
+#define NP_OS_H
+
+#include <stdint.h>
+
+struct np_os {
+    int poll_fd; /* the epoll instance; replaced by np_os_reset */
+    int kick_fd; /* an eventfd, constant for the engine's life */
+    int coarse;  /* the kernel has no nanosecond wait; token holder only */
+};
+
+/* The mask of a registration: NP_R and NP_W of netpoll.h, and: */
+#define NP_OS_EDGE 0x100u /* edge-triggered; else level-triggered */
+#define NP_OS_ONCE 0x200u /* one event disarms it */
+
+/* What np_os_wait reports.  A kick is not an event: it only ends the wait. */
+struct np_os_event {
+    uint64_t data; /* as given when registered */
+    uint32_t bits; /* NP_R | NP_W | NP_HUP | NP_ERR */
+};
+
+#define NP_OS_EVENTS 256 /* at most so many for each wait */
+
+/* 0 or -errno. */
+int np_os_create(struct np_os *os);
+
+/* Closes our file descriptors only: also right in a forked child. */
+void np_os_destroy(struct np_os *os);
+
+/* A fresh facility without registrations in place of the old one. */
+int np_os_reset(struct np_os *os);
+
+/* 0 or -errno; add: -EEXIST, change: -ENOENT when fd is (not) registered. */
+int np_os_add(struct np_os *os, int fd, unsigned mask, uint64_t data);
+int np_os_change(struct np_os *os, int fd, unsigned mask, uint64_t data);
+int np_os_remove(struct np_os *os, int fd);
+
+/* Waits timeout_ns (0: don't; -1: for ever).  The number of events (0: the
+ * time is over, or only a kick, then *kicked = 1), or -EINTR. */
+int np_os_wait(struct np_os *os, int64_t timeout_ns, struct np_os_event *out, int max, int *kicked);
+
+/* Ends the present wait, or the next one if nobody waits. */
+void np_os_kick(struct np_os *os);
+
+#endif

@@ -1,0 +1,284 @@
+/* park.c: the worker's waiting: poll, park, wake.
+ *
+ * The two rules, from which everything here follows:
+ *   a sleeper publishes that it sleeps, then looks at its queues, then sleeps;
+ *   a producer pushes, then looks whether somebody sleeps.
+ */
+#include "netpoll_internal.h"
+
+/* ---- Waking (any thread) ----------------------------------------------------------- */
+
+void np_notify_worker(struct np_engine *e) {
+    switch (np_get_sc(&e->wstate)) {
+    case NP_ON_FUTEX:
+        if (np_cas_sc(&e->wstate, NP_ON_FUTEX, NP_NOTIFIED)) {
+            atomic_fetch_add_explicit(&e->wakeups, 1, memory_order_relaxed);
+            np_futex_wake(&e->wstate);
+        }
+        break;
+    case NP_IN_EPOLL:
+        if (np_cas_sc(&e->wstate, NP_IN_EPOLL, NP_NOTIFIED)) {
+            atomic_fetch_add_explicit(&e->wakeups, 1, memory_order_relaxed);
+            np_os_kick(&e->os);
+        }
+        break;
+    default: /* awake: it looks before it sleeps */
+        break;
+    }
+}
+
+void np_wake(np_engine *e) {
+    if (!e || e->dead) {
+        return;
+    }
+    if (np_swap_sc(&e->wake_pending, 1u)) {
+        return; /* the one who set it wakes, and the worker has not looked yet */
+    }
+    int saved = errno; /* a signal handler may call this */
+    np_notify_worker(e);
+    errno = saved;
+}
+
+int np_ready(struct np_engine *e, struct np_desc *d, unsigned bits) {
+    np_count(&e->by_netpoller.handoffs, 1);
+    return np_mailbox_post(&e->ready, d, bits);
+}
+
+/* ---- The token, for the worker -------------------------------------------------------- */
+
+static void want_token(struct np_engine *e) {
+    if (np_cas_sc(&e->token, NP_NETPOLLER, NP_WANTED)) {
+        np_os_kick(&e->os);
+    }
+}
+
+/* If the netpoller has it, asks for it. */
+static int take_token(struct np_engine *e) {
+    if (np_cas_sc(&e->token, NP_FREE, NP_WORKER)) {
+        return 1;
+    }
+    want_token(e);
+    return 0;
+}
+
+static void release_token(struct np_engine *e) { np_set_rel(&e->token, NP_FREE); }
+
+/* ---- The worker's states ------------------------------------------------------------ */
+
+static void count_turn(struct np_engine *e) { np_count(&e->turns, 1); }
+
+/* Awake again: publishes it, and wakes the tick if it sleeps. */
+static void unpark(struct np_engine *e) {
+    np_set_sc(&e->wstate, e->home);
+    if (e->home == NP_RUNNING && np_get_sc(&e->tick) == NP_ASLEEP && np_cas_sc(&e->tick, NP_ASLEEP, NP_TICKING)) {
+        np_futex_wake(&e->tick);
+    }
+}
+
+void np_set_running(np_engine *e, int running) {
+    if (!e || e->dead) {
+        return;
+    }
+    count_turn(e);
+    e->home = running ? NP_RUNNING : NP_IDLE;
+    unpark(e);
+    if (!running && e->mode == NP_AUTO) {
+        want_token(e); /* what happens while nobody runs the loop can wait */
+    }
+}
+
+void np_park_prepare(np_engine *e) {
+    if (e && !e->dead) {
+        np_set_sc(&e->wstate, NP_PREPARED);
+    }
+}
+
+void np_park_cancel(np_engine *e) {
+    if (e && !e->dead) {
+        unpark(e);
+    }
+}
+
+/* ---- Dispatch by the worker ----------------------------------------------------------- */
+
+/* What an event of the OS means for the caller; 0: nothing. */
+static unsigned dispatch(struct np_engine *e, const struct np_os_event *ev, np_event *out) {
+    uint32_t tag = (uint32_t)(ev->data >> 32);
+    unsigned bits = ev->bits;
+    struct np_desc *d = np_lookup(e, (int)(uint32_t)ev->data);
+    if (!d || d->tag != tag || !d->kind) {
+        e->stale_seen = 1;
+        return 0;
+    }
+    out->user = d->user;
+    switch (d->kind) {
+    case NP_STREAM:
+        if (bits & NP_W) {
+            /* Without the lock in the common case: with nothing queued nobody
+             * but this thread can be about to send or clear `writable`. */
+            int asked = 0;
+            if (!np_get(&d->writable) || np_get(&d->pending)) {
+                np_lock(e, d);
+                np_set(&d->writable, 1);
+                asked = d->asked_w;
+                d->asked_w = 0;
+                np_unlock(e, d);
+            }
+            if (!asked && !np_get(&d->pending) && !np_get(&d->send_err) && !(bits & NP_ERR)) {
+                bits &= ~NP_W;
+            }
+        }
+        if (bits & NP_R) {
+            d->more = 1;
+        }
+        if (bits & (NP_HUP | NP_ERR)) {
+            d->hup = 1;
+        }
+        break;
+    case NP_LISTEN:
+    case NP_LEVEL:
+        if (d->kind == NP_LEVEL && e->mode == NP_DEDICATED) {
+            np_ctl_lock(e);
+            bits = np_disarm(e, d, tag, bits, 0);
+            np_ctl_unlock(e);
+        } else {
+            bits = bits & d->interest ? bits & (d->interest | NP_HUP | NP_ERR) : 0;
+        }
+        break;
+    default:
+        break;
+    }
+    out->bits = bits;
+    return bits;
+}
+
+/* What the netpoller (or the worker itself) made ready. */
+static int take_ready(struct np_engine *e, np_event *out, int max) {
+    int n = 0;
+    while (n < max && np_get_sc(&e->ready.any)) {
+        unsigned bits;
+        struct np_desc *d = np_mailbox_take(&e->ready, &bits);
+        if (!d) {
+            break;
+        }
+        if (d->kind == NP_STREAM) {
+            if (bits & NP_R) {
+                d->more = 1;
+            }
+            if (bits & (NP_HUP | NP_ERR)) {
+                d->hup = 1;
+            }
+        } else if (d->kind != NP_WAIT && !(bits & d->interest)) {
+            (void)np_rearm(e, d); /* interest has changed since */
+            continue;
+        }
+        out[n].user = d->user;
+        out[n].bits = bits;
+        n++;
+    }
+    return n;
+}
+
+/* ---- Poll and park ------------------------------------------------------------------------ */
+
+/* One wait with the token.  Number of events for the caller, -1: none, but
+ * something came (filtered, kick); -2: nothing, time is over or a signal. */
+enum { NOTHING_FOR_US = -1, OVER = -2 };
+
+static int wait_here(struct np_engine *e, np_event *out, int max, int64_t timeout_ns) {
+    struct np_os_event events[NP_OS_EVENTS];
+    int kicked;
+    int got = np_os_wait(&e->os, timeout_ns, events, max, &kicked);
+    int n = 0;
+    np_count(&e->by_worker.polls, 1);
+    if (got > 0) {
+        np_count(&e->by_worker.events, got);
+        for (int i = 0; i < got; i++) {
+            if (dispatch(e, &events[i], &out[n])) {
+                n++;
+            }
+        }
+    }
+    np_after_wait(e);
+    return n > 0 ? n : got > 0 || kicked ? NOTHING_FOR_US : OVER;
+}
+
+int np_poll(np_engine *e, np_event *out, int max) {
+    if (!e || e->dead || !out || max <= 0) {
+        return 0;
+    }
+    count_turn(e);
+    int n = take_ready(e, out, max);
+    if (n == max || np_offloads(e) || !take_token(e)) {
+        return n;
+    }
+    int got = wait_here(e, out + n, max - n, 0);
+    release_token(e);
+    return got > 0 ? n + got : n;
+}
+
+/* Must not sleep: something came since the last look. */
+static int has_news(struct np_engine *e) { return np_get_sc(&e->ready.any) || np_get_sc(&e->wake_pending); }
+
+/* Sleeps in the OS facility, with the token. */
+static int park_in_epoll(struct np_engine *e, np_event *out, int max, int64_t deadline_ns) {
+    int64_t timeout = -1;
+    if (deadline_ns >= 0) {
+        timeout = deadline_ns - np_now();
+        if (timeout < 0) {
+            timeout = 0;
+        }
+    }
+    np_set_sc(&e->wstate, NP_IN_EPOLL);
+    int stay = has_news(e) || np_offloads(e);
+    int n = wait_here(e, out, max, stay ? 0 : timeout);
+    if (n == OVER && stay) {
+        n = NOTHING_FOR_US;
+    }
+    np_set_sc(&e->wstate, NP_PREPARED);
+    release_token(e);
+    return n;
+}
+
+/* Sleeps on the futex, because the netpoller polls. */
+static int park_on_futex(struct np_engine *e, int64_t deadline_ns) {
+    np_set_sc(&e->wstate, NP_ON_FUTEX);
+    int rc = 0;
+    if (!has_news(e) && (np_offloads(e) || np_get_sc(&e->token) != NP_FREE)) {
+        rc = np_futex_wait(&e->wstate, NP_ON_FUTEX, deadline_ns);
+    }
+    np_set_sc(&e->wstate, NP_PREPARED);
+    return rc == 0 ? NOTHING_FOR_US : OVER;
+}
+
+int np_park(np_engine *e, np_event *out, int max, int64_t deadline_ns) {
+    if (!e || e->dead || !out || max <= 0) {
+        return 0;
+    }
+    int n;
+    count_turn(e);
+    for (;;) {
+        n = take_ready(e, out, max);
+        if (n > 0 || np_get_sc(&e->wake_pending)) {
+            break;
+        }
+        if (!np_offloads(e) && take_token(e)) {
+            n = park_in_epoll(e, out, max, deadline_ns);
+        } else {
+            n = park_on_futex(e, deadline_ns);
+        }
+        if (n == OVER) {
+            n = take_ready(e, out, max); /* it may have come in the same moment */
+            break;
+        }
+        if (n > 0) {
+            break;
+        }
+    }
+    if (np_get(&e->wake_pending)) {
+        (void)np_swap_sc(&e->wake_pending, 0u); /* the caller looks at its queues before it parks again */
+    }
+    count_turn(e);
+    unpark(e);
+    return n > 0 ? n : 0;
+}

@@ -1,0 +1,371 @@
+/* stream.c: the write side of a stream: send, the write queue, draining it.
+ *
+ * Who drains is whoever sees the descriptor writable.  The states and moves are
+ * in netpoll_internal.h ("Its write queue").  Only -EAGAIN counts as "full":
+ * after a partial send `writable` stays set and the next attempt asks the
+ * kernel, since a partial send has other causes too.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "netpoll_internal.h"
+
+/* ---- Nodes and the done list --------------------------------------------------- */
+
+static struct np_write *new_write(struct np_engine *e) {
+    struct np_write *w = e->spare;
+    if (w) {
+        e->spare = w->next;
+        e->spares--;
+        return w;
+    }
+    return malloc(sizeof *w);
+}
+
+static void free_write(struct np_engine *e, struct np_write *w) {
+    if (e->spares >= NP_SPARE_WRITES) {
+        free(w);
+        return;
+    }
+    w->next = e->spare;
+    e->spare = w;
+    e->spares++;
+}
+
+/* Appends the list first..last to the done list. */
+static void finish(struct np_engine *e, struct np_write *first, struct np_write *last) {
+    last->next = NULL;
+    np_spin_lock(&e->done_lock);
+    if (np_get(&e->done_head)) {
+        e->done_tail->next = first;
+    } else {
+        np_set(&e->done_head, first);
+    }
+    e->done_tail = last;
+    np_spin_unlock(&e->done_lock);
+}
+
+void np_finish_all(struct np_engine *e, struct np_desc *d) {
+    if (d->out_head) {
+        finish(e, d->out_head, d->out_tail);
+    }
+    d->out_head = d->out_tail = NULL;
+    d->sent_of_head = 0;
+    np_set(&d->pending, (size_t)0);
+}
+
+void *np_done(np_engine *e) {
+    if (!e || e->dead) {
+        return NULL;
+    }
+    for (;;) {
+        struct np_write *w = e->done_mine;
+        if (!w) {
+            if (!np_get(&e->done_head)) {
+                return NULL;
+            }
+            np_spin_lock(&e->done_lock);
+            e->done_mine = w = np_get(&e->done_head);
+            np_set(&e->done_head, NULL);
+            e->done_tail = NULL;
+            np_spin_unlock(&e->done_lock);
+        }
+        e->done_mine = w->next;
+        void *cookie = w->cookie;
+        free_write(e, w);
+        if (cookie) {
+            return cookie;
+        }
+    }
+}
+
+/* ---- Sending at once ------------------------------------------------------------- */
+
+static ssize_t send_retry(int fd, const struct msghdr *msg) {
+    ssize_t n;
+    do {
+        n = sendmsg(fd, msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+    } while (n < 0 && errno == EINTR);
+    return n;
+}
+
+/* Takes the right to send if nothing is queued.  1: taken, 0: not, -errno. */
+static int begin_send(struct np_engine *e, struct np_desc *d) {
+    int rc = 0;
+    np_lock(e, d);
+    if (np_get(&d->send_err)) {
+        rc = -np_get(&d->send_err);
+    } else if (!d->sending && !d->out_head) {
+        d->sending = 1;
+        np_set(&d->writable, 0);
+        rc = 1;
+    }
+    np_unlock(e, d);
+    return rc;
+}
+
+/* Gives it back.  Nothing can have been queued meanwhile (the worker was here),
+ * so there is no queue to look at again. */
+static ssize_t end_send(struct np_engine *e, struct np_desc *d, ssize_t n) {
+    int err = errno;
+    np_lock(e, d);
+    d->sending = 0;
+    if (n >= 0) {
+        np_set(&d->writable, 1);
+    }
+    np_unlock(e, d);
+    np_count(&e->by_worker.syscalls, 1);
+    if (n >= 0) {
+        np_count(&e->by_worker.sent, n);
+        return n;
+    }
+    return err == EAGAIN || err == EWOULDBLOCK ? 0 : -err;
+}
+
+ssize_t np_send(np_engine *e, np_desc *d, const void *buf, size_t size) {
+    int rc = np_check(e, d, NP_STREAM);
+    if (rc < 0 || size == 0) {
+        return rc;
+    }
+    rc = begin_send(e, d);
+    if (rc <= 0) {
+        return rc;
+    }
+    ssize_t n;
+    do {
+        n = send(d->fd, buf, size, MSG_NOSIGNAL | MSG_DONTWAIT);
+    } while (n < 0 && errno == EINTR);
+    return end_send(e, d, n);
+}
+
+ssize_t np_sendv(np_engine *e, np_desc *d, const struct iovec *iov, int count) {
+    int rc = np_check(e, d, NP_STREAM);
+    if (rc < 0 || count == 0) {
+        return rc;
+    }
+    if (count < 0) {
+        return -EINVAL;
+    }
+    rc = begin_send(e, d);
+    if (rc <= 0) {
+        return rc;
+    }
+    struct msghdr msg;
+    memset(&msg, 0, sizeof msg);
+    msg.msg_iov = (struct iovec *)iov;
+    msg.msg_iovlen = count < 1024 ? (size_t)count : 1024; /* IOV_MAX; the rest is the caller's to queue */
+    return end_send(e, d, send_retry(d->fd, &msg));
+}
+
+/* ---- The queue --------------------------------------------------------------------- */
+
+/* What to send next: the head of the queue.  Under lock.  The buffers are the
+ * caller's and the nodes leave the queue only by the holder of `sending`, so
+ * both stay valid after the unlock. */
+static int gather(struct np_desc *d, struct iovec *iov) {
+    size_t skip = d->sent_of_head, bytes = 0;
+    int n = 0;
+    for (struct np_write *w = d->out_head; w && n < NP_SEND_IOV && bytes < NP_SEND_CALL; w = w->next) {
+        size_t size = w->size - skip;
+        if (size > NP_SEND_CALL - bytes) {
+            size = NP_SEND_CALL - bytes;
+        }
+        iov[n].iov_base = (void *)(w->buf + skip);
+        iov[n].iov_len = size;
+        bytes += size;
+        skip = 0;
+        n++;
+    }
+    return n;
+}
+
+/* n bytes of the queue's head were sent.  Under lock, with `sending`.  1 if a
+ * write was finished. */
+static int account(struct np_engine *e, struct np_desc *d, size_t n) {
+    struct np_write *first = d->out_head, *last = NULL, *w = first;
+    np_set(&d->pending, np_get(&d->pending) - n);
+    n += d->sent_of_head;
+    while (w && n >= w->size) {
+        n -= w->size;
+        last = w;
+        w = w->next;
+    }
+    d->sent_of_head = n;
+    if (!last) {
+        return 0;
+    }
+    d->out_head = w;
+    if (!w) {
+        d->out_tail = NULL;
+    }
+    finish(e, first, last);
+    return 1;
+}
+
+int np_drain(struct np_engine *e, struct np_desc *d, int netpoller, size_t turn) {
+    struct np_counters *counters = netpoller ? &e->by_netpoller : &e->by_worker;
+    struct iovec iov[NP_SEND_IOV];
+    struct msghdr msg;
+    memset(&msg, 0, sizeof msg);
+    msg.msg_iov = iov;
+    size_t sent = 0;
+    unsigned report = 0;
+    int go_on = 0;
+    np_lock(e, d);
+    while (d->out_head && !d->halt) {
+        if (sent >= turn) {
+            go_on = 1;
+            break;
+        }
+        msg.msg_iovlen = (size_t)gather(d, iov);
+        np_set(&d->writable, 0); /* before the call, see "Its write queue" */
+        np_unlock(e, d);
+        ssize_t n = send_retry(d->fd, &msg);
+        int err = errno;
+        np_count(&counters->syscalls, 1);
+        np_lock(e, d);
+        if (n >= 0) {
+            np_count(&counters->sent, n);
+            sent += (size_t)n;
+            np_set(&d->writable, 1);
+            if (account(e, d, (size_t)n)) {
+                report |= NP_W;
+            }
+        } else if (err == EAGAIN || err == EWOULDBLOCK) {
+            if (!np_get(&d->writable)) {
+                break; /* blocked: the edge is still to come */
+            }
+        } else {
+            np_set(&d->send_err, err);
+            np_finish_all(e, d);
+            report |= NP_W | NP_ERR;
+            break;
+        }
+    }
+    d->sending = 0;
+    int wake = 0;
+    if (netpoller) {
+        d->hot_w = (uint8_t)(go_on && !d->halt);
+        if (report && d->kind) {
+            wake = np_ready(e, d, report);
+        }
+    } else if (go_on) {
+        (void)np_mailbox_post(&e->ready, d, NP_W); /* to ourselves: our next poll goes on */
+    } else if (report & NP_ERR) {
+        (void)np_mailbox_post(&e->ready, d, NP_W | NP_ERR);
+    }
+    np_unlock(e, d);
+    if (wake) {
+        np_notify_worker(e);
+    }
+    return go_on;
+}
+
+/* Takes the right to drain.  Under lock. */
+static int begin_drain(struct np_desc *d) {
+    if (!d->out_head || d->sending || d->halt) {
+        return 0;
+    }
+    d->sending = 1;
+    return 1;
+}
+
+int np_net_send(struct np_engine *e, struct np_desc *d, uint32_t tag) {
+    np_lock(e, d);
+    int mine = 0;
+    if (d->tag == tag && d->kind == NP_STREAM) {
+        d->hot_w = 0;
+        mine = np_get(&d->writable) && begin_drain(d);
+    }
+    np_unlock(e, d);
+    return mine ? np_drain(e, d, 1, NP_SEND_TURN) : 0;
+}
+
+int np_queue(np_engine *e, np_desc *d, const void *buf, size_t size, void *cookie) {
+    int rc = np_check(e, d, NP_STREAM);
+    if (rc < 0) {
+        return rc;
+    }
+    struct np_write *w = new_write(e);
+    if (!w) {
+        return -ENOMEM;
+    }
+    w->next = NULL;
+    w->buf = buf;
+    w->size = size;
+    w->cookie = cookie;
+    if (size == 0) {
+        finish(e, w, w);
+        return 0;
+    }
+    int start = 0;
+    np_lock(e, d);
+    rc = -np_get(&d->send_err);
+    if (rc == 0) {
+        if (d->out_tail) {
+            d->out_tail->next = w;
+        } else {
+            d->out_head = w;
+        }
+        d->out_tail = w;
+        np_set(&d->pending, np_get(&d->pending) + size);
+        start = np_get(&d->writable) && !d->sending && !d->hot_w;
+    }
+    np_unlock(e, d);
+    if (rc < 0) {
+        free_write(e, w);
+        return rc;
+    }
+    if (start && !(e->mode == NP_DEDICATED && np_submit(e, d, NP_W))) {
+        np_lock(e, d);
+        start = np_get(&d->writable) && begin_drain(d);
+        np_unlock(e, d);
+        if (start) {
+            (void)np_drain(e, d, 0, NP_SEND_WORKER);
+        }
+    }
+    return 0;
+}
+
+ssize_t np_flush(np_engine *e, np_desc *d) {
+    int rc = np_check(e, d, NP_STREAM);
+    if (rc < 0) {
+        return rc;
+    }
+    np_lock(e, d);
+    int mine = begin_drain(d); /* also when it is not known to be writable: the caller asks to try */
+    np_unlock(e, d);
+    if (mine) {
+        (void)np_drain(e, d, 0, NP_SEND_WORKER);
+    }
+    int err = np_get(&d->send_err);
+    return err ? -err : (ssize_t)np_get(&d->pending);
+}
+
+size_t np_pending(np_desc *d) { return d && d->kind ? np_get(&d->pending) : 0; }
+
+void np_discard(np_engine *e, np_desc *d) {
+    if (np_check(e, d, NP_STREAM) < 0) {
+        return;
+    }
+    np_lock(e, d);
+    d->halt = 1;
+    for (unsigned round = 0; d->sending;) {
+        np_unlock(e, d);
+        np_backoff(&round);
+        np_lock(e, d);
+    }
+    np_finish_all(e, d);
+    d->halt = d->hot_w = 0;
+    np_unlock(e, d);
+}
+
+void np_notify_writable(np_engine *e, np_desc *d) {
+    if (np_check(e, d, NP_STREAM) < 0) {
+        return;
+    }
+    np_lock(e, d);
+    d->asked_w = 1;
+    np_set(&d->writable, 0); /* so that the worker's dispatch looks closer at the next edge */
+    np_unlock(e, d);
+}

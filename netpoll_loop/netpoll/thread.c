@@ -1,0 +1,391 @@
+/* thread.c: the netpoller thread.
+ *
+ * NP_AUTO: it ticks while the worker is active, and takes the poll token when
+ * the worker has been inside one callback for a tick.  It then drains write
+ * queues, and collects what else happens for the worker; it does not receive
+ * or accept, since the worker's reads are in the middle of something.
+ *
+ * NP_DEDICATED: it holds the token from its start to its stop, and does the
+ * I/O: receives ahead, accepts, drains.
+ */
+#include <signal.h>
+#include <string.h>
+
+#include "netpoll_internal.h"
+
+/* ---- Its list of descriptors that can go on without a new event ------------------------ */
+
+static void hot_add(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigned bits) {
+    if (d->hot_tag != tag) {
+        d->hot = 0;
+        d->hot_tag = tag;
+    }
+    d->hot |= (uint8_t)bits;
+    if (d->hot_listed) {
+        return;
+    }
+    d->hot_listed = 1;
+    d->hot_next = NULL;
+    if (e->hot_tail) {
+        e->hot_tail->hot_next = d;
+    } else {
+        e->hot_head = d;
+    }
+    e->hot_tail = d;
+}
+
+static struct np_desc *hot_take(struct np_desc **list, unsigned *bits) {
+    struct np_desc *d = *list;
+    if (d) {
+        *list = d->hot_next;
+        *bits = d->hot;
+        d->hot = d->hot_listed = 0;
+    }
+    return d;
+}
+
+/* One turn for one descriptor; to the list again if there is more. */
+static void serve(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigned bits) {
+    unsigned again = 0;
+    if ((bits & NP_R) && np_net_receive(e, d, tag, bits)) {
+        again |= NP_R;
+    }
+    if ((bits & NP_W) && np_net_send(e, d, tag)) {
+        again |= NP_W;
+    }
+    if (again) {
+        hot_add(e, d, tag, again);
+    }
+}
+
+static void serve_hot(struct np_engine *e) {
+    struct np_desc *list = e->hot_head, *d;
+    unsigned bits;
+    e->hot_head = e->hot_tail = NULL; /* who goes on, goes to the new list: one turn each */
+    while ((d = hot_take(&list, &bits)) != NULL) {
+        serve(e, d, d->hot_tag, bits);
+    }
+}
+
+/* The end of its polling: unfinished drains become the worker's, by event. */
+static void hand_back_hot(struct np_engine *e) {
+    struct np_desc *d;
+    unsigned bits;
+    while ((d = hot_take(&e->hot_head, &bits)) != NULL) {
+        int wake = 0;
+        np_lock(e, d);
+        if (d->tag == d->hot_tag && d->kind == NP_STREAM) {
+            d->hot_w = 0;
+            wake = np_ready(e, d, bits & (NP_R | NP_W));
+        }
+        np_unlock(e, d);
+        if (wake) {
+            np_notify_worker(e);
+        }
+    }
+    e->hot_tail = NULL;
+}
+
+/* ---- Dispatch by the netpoller ------------------------------------------------------------ */
+
+static void dispatch_stream(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigned bits) {
+    int wake = 0;
+    np_lock(e, d);
+    if (d->tag != tag) {
+        np_unlock(e, d);
+        return;
+    }
+    if (bits & NP_W) {
+        np_set(&d->writable, 1);
+        if (d->asked_w) {
+            d->asked_w = 0;
+            wake = np_ready(e, d, NP_W);
+        }
+    }
+    if (e->mode != NP_DEDICATED && (bits & (NP_R | NP_HUP | NP_ERR))) {
+        wake |= np_ready(e, d, (bits & (NP_R | NP_HUP | NP_ERR)) | (bits & NP_ERR ? NP_W : 0));
+        bits &= NP_W;
+    }
+    np_unlock(e, d);
+    if (wake) {
+        np_notify_worker(e);
+    }
+    serve(e, d, tag, bits);
+}
+
+static void dispatch_readiness(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigned bits) {
+    int wake = 0;
+    np_ctl_lock(e);
+    if (d->tag == tag) {
+        if (d->kind != NP_WAIT) {
+            bits = np_disarm(e, d, tag, bits, 1);
+        }
+        if (bits) {
+            wake = np_ready(e, d, bits);
+        }
+    }
+    np_ctl_unlock(e);
+    if (wake) {
+        np_notify_worker(e);
+    }
+}
+
+static void dispatch(struct np_engine *e, const struct np_os_event *ev) {
+    uint32_t tag = (uint32_t)(ev->data >> 32);
+    struct np_desc *d = np_lookup(e, (int)(uint32_t)ev->data);
+    unsigned kind = 0;
+    if (d) {
+        np_lock(e, d);
+        kind = d->tag == tag ? d->kind : 0;
+        np_unlock(e, d);
+    }
+    switch (kind) {
+    case 0:
+        e->stale_seen = 1;
+        break;
+    case NP_STREAM:
+        dispatch_stream(e, d, tag, ev->bits);
+        break;
+    case NP_LISTEN:
+        if (e->mode == NP_DEDICATED) {
+            np_net_accept(e, d, tag);
+            break;
+        }
+        /* fall through */
+    default:
+        dispatch_readiness(e, d, tag, ev->bits);
+    }
+}
+
+/* One wait and what follows from it.  Holds the token. */
+static void poll_once(struct np_engine *e, int64_t timeout_ns) {
+    struct np_os_event events[NP_OS_EVENTS];
+    int kicked;
+    int got = np_os_wait(&e->os, timeout_ns, events, NP_OS_EVENTS, &kicked);
+    np_count(&e->by_netpoller.polls, 1);
+    if (got > 0) {
+        np_count(&e->by_netpoller.events, got);
+        for (int i = 0; i < got; i++) {
+            dispatch(e, &events[i]);
+        }
+    }
+    np_after_wait(e);
+    serve_hot(e);
+}
+
+static int stopped(struct np_engine *e) { return np_get_sc(&e->tick) == NP_STOP; }
+
+static void give_token(struct np_engine *e) {
+    (void)np_swap_sc(&e->token, NP_FREE);
+    np_notify_worker(e); /* on the futex it waits for the token */
+}
+
+/* ---- NP_AUTO: tick and takeover --------------------------------------------------------------- */
+
+static void take_over(struct np_engine *e) {
+    if (!np_cas_sc(&e->token, NP_FREE, NP_NETPOLLER)) {
+        return; /* the worker polls: no stall any more */
+    }
+    np_count(&e->by_netpoller.stalls, 1);
+    while (np_get_sc(&e->token) == NP_NETPOLLER && !stopped(e)) {
+        poll_once(e, e->hot_head ? 0 : -1);
+    }
+    hand_back_hot(e);
+    give_token(e);
+}
+
+static void run_ticks(struct np_engine *e) {
+    uint64_t last = np_get(&e->turns);
+    while (!stopped(e)) {
+        (void)np_futex_wait(&e->tick, NP_TICKING, np_now() + NP_TICK);
+        uint64_t turns = np_get(&e->turns);
+        if (turns == last && !stopped(e)) {
+            if (np_get_sc(&e->wstate) == NP_RUNNING) {
+                take_over(e);
+            } else if (np_cas_sc(&e->tick, NP_TICKING, NP_ASLEEP)) {
+                /* Parked or idle for a whole tick: no wake-ups until it goes on. */
+                if (np_get_sc(&e->wstate) == NP_RUNNING) {
+                    (void)np_cas_sc(&e->tick, NP_ASLEEP, NP_TICKING);
+                }
+                while (np_get_sc(&e->tick) == NP_ASLEEP) {
+                    (void)np_futex_wait(&e->tick, NP_ASLEEP, -1);
+                }
+            }
+            turns = np_get(&e->turns);
+        }
+        last = turns;
+    }
+}
+
+/* ---- NP_DEDICATED: serving ----------------------------------------------------------------------- */
+
+void np_kick_netpoller(struct np_engine *e) {
+    if (np_get_sc(&e->asleep) && np_swap_sc(&e->asleep, 0u)) {
+        np_os_kick(&e->os);
+    }
+}
+
+int np_submit(struct np_engine *e, struct np_desc *d, unsigned bits) {
+    if (!np_get_sc(&e->thread_on)) {
+        return 0;
+    }
+    if (np_mailbox_post(&e->submitted, d, bits)) {
+        np_kick_netpoller(e);
+    }
+    return np_get_sc(&e->thread_on) != 0; /* see the end of run_dedicated */
+}
+
+static void serve_submitted(struct np_engine *e) {
+    struct np_desc *d;
+    unsigned bits;
+    while ((d = np_mailbox_take(&e->submitted, &bits)) != NULL) {
+        np_lock(e, d);
+        uint32_t tag = d->tag;
+        unsigned kind = d->kind;
+        np_unlock(e, d);
+        if (kind == NP_STREAM) {
+            serve(e, d, tag, bits);
+        }
+    }
+}
+
+/* The engine's inbound bound had stopped some; rare, so it is a scan. */
+static int may_feed(struct np_engine *e) {
+    return np_get_sc(&e->starved) && np_get_sc(&e->in_total) < NP_INBOUND_ALL / 2;
+}
+
+static void feed_starved(struct np_engine *e) {
+    np_set_sc(&e->starved, 0u);
+    NP_EACH(e, d) {
+        np_lock(e, d);
+        uint32_t tag = d->tag;
+        int resume = d->kind == NP_STREAM && d->in_stopped && np_get(&d->in_bytes) < NP_INBOUND / 2;
+        if (resume) {
+            d->in_stopped = 0;
+        }
+        np_unlock(e, d);
+        if (resume) {
+            hot_add(e, d, tag, NP_R);
+        }
+    }
+}
+
+static void run_dedicated(struct np_engine *e) {
+    while (!np_cas_sc(&e->token, NP_FREE, NP_NETPOLLER)) {
+        if (stopped(e)) {
+            np_set_sc(&e->thread_on, 0u);
+            return;
+        }
+        /* Rare: started while the worker waits in the OS facility.  It sees
+         * thread_on and will not take the token again. */
+        np_os_kick(&e->os);
+        struct timespec t = np_timespec(200000);
+        nanosleep(&t, NULL);
+    }
+    np_register_all(e); /* edges that the worker has seen, and left, are reported anew */
+    while (!stopped(e)) {
+        serve_submitted(e);
+        if (may_feed(e)) {
+            feed_starved(e);
+        }
+        int64_t timeout = 0;
+        if (!e->hot_head) {
+            np_set_sc(&e->asleep, 1u);
+            if (!np_get_sc(&e->submitted.any) && !may_feed(e) && !stopped(e)) {
+                timeout = -1;
+            }
+        }
+        poll_once(e, timeout);
+        np_set(&e->asleep, 0u);
+    }
+    /* From here on the worker does by itself what it would submit; what it has
+     * submitted before it could see that is handed back.  (It posts, then looks
+     * at thread_on; we clear thread_on, then look at its posts.) */
+    np_set_sc(&e->thread_on, 0u);
+    struct np_desc *d;
+    unsigned bits;
+    while ((d = np_mailbox_take(&e->submitted, &bits)) != NULL) {
+        np_lock(e, d);
+        uint32_t tag = d->tag;
+        unsigned kind = d->kind;
+        np_unlock(e, d);
+        if (kind) {
+            hot_add(e, d, tag, bits);
+        }
+    }
+    hand_back_hot(e);
+    np_register_all(e); /* and edges that we have seen are reported to the worker */
+    give_token(e);
+}
+
+/* ---- Its life ---------------------------------------------------------------------------------------- */
+
+static void *thread_main(void *arg) {
+    struct np_engine *e = arg;
+    if (e->mode == NP_DEDICATED) {
+        run_dedicated(e);
+    } else {
+        run_ticks(e);
+    }
+    return NULL;
+}
+
+static int create_thread(struct np_engine *e) {
+    pthread_attr_t attr;
+    sigset_t all, before;
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, NP_STACK);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* inherited: no signal is ever delivered to it */
+    int rc = pthread_create(&e->thread, &attr, thread_main, e);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attr);
+    if (rc == 0) {
+        pthread_setname_np(e->thread, "netpoller");
+    }
+    return -rc;
+}
+
+int np_thread_start(np_engine *e) {
+    if (!e || e->dead) {
+        return -EBADF;
+    }
+    if (e->mode == NP_INLINE) {
+        return 0;
+    }
+    int rc = 0;
+    pthread_mutex_lock(&e->threads);
+    if (!e->thread_exists) {
+        np_set_sc(&e->tick, NP_TICKING);
+        np_set_sc(&e->thread_on, 1u);
+        rc = create_thread(e);
+        if (rc == 0) {
+            e->thread_exists = 1;
+        } else {
+            np_set_sc(&e->thread_on, 0u);
+            np_notify_worker(e);
+        }
+    }
+    pthread_mutex_unlock(&e->threads);
+    return rc;
+}
+
+void np_thread_stop(np_engine *e) {
+    if (!e || e->dead || e->mode == NP_INLINE) {
+        return;
+    }
+    pthread_mutex_lock(&e->threads);
+    if (e->thread_exists) {
+        (void)np_swap_sc(&e->tick, NP_STOP);
+        np_futex_wake(&e->tick);
+        unsigned token = np_get_sc(&e->token);
+        if (token == NP_NETPOLLER || token == NP_WANTED) {
+            np_os_kick(&e->os); /* if it takes the token after this look, it sees STOP before it waits */
+        }
+        pthread_join(e->thread, NULL);
+        e->thread_exists = 0;
+        np_set_sc(&e->thread_on, 0u);
+        np_set_sc(&e->tick, NP_TICKING);
+    }
+    pthread_mutex_unlock(&e->threads);
+}

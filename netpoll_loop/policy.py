@@ -1,0 +1,88 @@
+"""The ways in: a policy, a loop factory, and `run`.
+
+`asyncio.set_event_loop_policy` is deprecated since Python 3.14 and goes in 3.16; the policy is the entry on every
+version that has it, `new_event_loop` as a loop factory and `run` work everywhere.
+"""
+
+import asyncio
+import functools
+import sys
+import typing
+from asyncio import events
+from collections.abc import Coroutine
+
+from netpoll_loop.loop import Loop
+from netpoll_loop.options import resolve_netpoller
+
+__all__ = ["EventLoopPolicy", "install", "new_event_loop", "run"]
+
+_T = typing.TypeVar("_T")
+
+if typing.TYPE_CHECKING or sys.version_info < (3, 14):
+    _DefaultEventLoopPolicy = asyncio.DefaultEventLoopPolicy
+else:
+    # The public name warns when it is touched; `python -W error -c "import netpoll_loop"` has to be silent.
+    _DefaultEventLoopPolicy = asyncio.unix_events._DefaultEventLoopPolicy
+
+
+class EventLoopPolicy(_DefaultEventLoopPolicy):
+    """An event loop policy whose loops are `netpoll_loop.Loop`s.
+
+    `netpoller` is "auto", "dedicated" or "inline"; None means the environment variable NETPOLL_LOOP_NETPOLLER as it is
+    when a loop is made, else "auto". Raises ValueError for anything else.
+
+    Apart from the loops it is asyncio's default policy: https://docs.python.org/3/library/asyncio-policy.html
+    """
+
+    def __init__(self, netpoller: str | None = None) -> None:
+        super().__init__()
+        self._netpoller = None if netpoller is None else resolve_netpoller(netpoller)
+
+    def _loop_factory(self) -> Loop:
+        return Loop(netpoller=self._netpoller)
+
+    if sys.version_info < (3, 12):
+        # 3.11's default is a thread for each child process. The loop itself asks no watcher for its children
+        # (netpoll_loop.subprocesses); this one is for code that does.
+
+        def _init_watcher(self) -> None:
+            from netpoll_loop.subprocesses import PidfdChildWatcher, pidfd_works
+
+            if not pidfd_works():
+                super()._init_watcher()  # type: ignore[misc]
+                return
+            with events._lock:  # type: ignore[attr-defined]
+                if self._watcher is None:  # type: ignore[has-type]
+                    self._watcher = PidfdChildWatcher()
+
+
+def new_event_loop(netpoller: str | None = None) -> Loop:
+    """A new loop; a `loop_factory=` for `asyncio.run` (3.12+) and `asyncio.Runner` (3.11+).
+
+    `netpoller` is "auto", "dedicated" or "inline"; None means the environment variable NETPOLL_LOOP_NETPOLLER, else
+    "auto". Raises ValueError for anything else, and OSError when the process is out of file descriptors.
+    """
+    return Loop(netpoller=netpoller)
+
+
+def install(netpoller: str | None = None) -> None:
+    """Makes netpoll_loop the event loop of this process: `asyncio.set_event_loop_policy(EventLoopPolicy(netpoller))`.
+
+    Raises ValueError as `EventLoopPolicy` does. On Python 3.14 and 3.15 asyncio gives a DeprecationWarning for its
+    policies; use `run` or `new_event_loop` there.
+    """
+    asyncio.set_event_loop_policy(EventLoopPolicy(netpoller))
+
+
+def run(main: Coroutine[typing.Any, typing.Any, _T], *, debug: bool | None = None, netpoller: str | None = None) -> _T:
+    """Runs a coroutine on a new loop and returns its result: `asyncio.run` on netpoll_loop, for every Python version.
+
+    `debug` as in `asyncio.run`, `netpoller` as in `new_event_loop`. Raises what the coroutine raises, RuntimeError when
+    an event loop is running in this thread, and ValueError for a bad `netpoller`.
+    """
+    if events._get_running_loop() is not None:
+        # Before a loop is made, and in asyncio's words.
+        main.close()
+        raise RuntimeError("asyncio.run() cannot be called from a running event loop")
+    with asyncio.Runner(debug=debug, loop_factory=functools.partial(new_event_loop, netpoller)) as runner:
+        return runner.run(main)
