@@ -154,6 +154,10 @@ class Process:
         """
         return time.clock_gettime((~self.pid << 3) | 2)  # clock_getcpuclockid(3)
 
+    def open_files(self) -> int:
+        """How many file descriptors it has."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
     def resident_bytes(self) -> int:
         """Its resident memory. smaps_rollup counts pages; statm's number may be off by some for each CPU."""
         for line in Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines():

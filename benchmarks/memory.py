@@ -72,6 +72,8 @@ def measure(kind: str, loop: LoopSpec, connections: int, size: int) -> Memory:
         before = server.resident_bytes()
         client = _connect(server, connections, size)
         idle = server.resident_bytes()
+        if server.open_files() < connections:
+            server.fail(f"holds {server.open_files()} files for {connections} connections")
         _disconnect(client)
         closed = server.resident_bytes()
         server.stop()

@@ -13,7 +13,7 @@ import re
 import socket
 import sys
 import typing
-from socket import AF_INET, AF_INET6, AI_NUMERICHOST, inet_ntop, inet_pton
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 
 __all__ = ["AddressInfo", "resolve_literal"]
 
@@ -24,8 +24,10 @@ AddressInfo: typing.TypeAlias = tuple[
 # Somebody who patched socket.getaddrinfo wants to be asked, also about literals.
 _getaddrinfo = socket.getaddrinfo if socket.getaddrinfo.__module__ == "socket" else None
 
+# Plain ints: an enum would refuse or change what isn't a flag.
+_AI_NUMERICHOST = int(socket.AI_NUMERICHOST)
 # Flags that change nothing in the answer to a plain literal. With any other flag the C library is asked each time.
-_PLAIN_FLAGS = socket.AI_PASSIVE | AI_NUMERICHOST | socket.AI_NUMERICSERV
+_PLAIN_FLAGS = int(socket.AI_PASSIVE | socket.AI_NUMERICHOST | socket.AI_NUMERICSERV)
 
 _MAYBE_LITERAL = re.compile(r"[0-9A-Fa-fxX.:]+(?:%[^\s%]+)?").fullmatch
 _MAYBE_LITERAL_BYTES = re.compile(rb"[0-9A-Fa-fxX.:]+(?:%[^\s%]+)?").fullmatch
@@ -43,59 +45,54 @@ def resolve_literal(
 ) -> list[AddressInfo] | None:
     """What `socket.getaddrinfo` answers, for a host that is an address literal or None; without blocking.
 
-    None when that isn't certain, or when the answer is an error: ask in a thread. Raises nothing but what an audit hook
-    (`sys.addaudithook`, event "socket.getaddrinfo") raises.
+    None when that isn't certain, or when the answer is an error: ask in a thread.
     """
     if socket.getaddrinfo is not _getaddrinfo:
         return None
-    if host.__class__ is str and port.__class__ is int and 0 <= port <= 65535:
-        plain = _resolve_plain(host, port, family, type, proto, flags)
-        if plain is not None:
-            return plain
-    if not _is_numeric(host, port):
-        return None
     try:
-        return _ask(host, port, family, type, proto, flags | AI_NUMERICHOST)
+        if host.__class__ is str and port.__class__ is int and 0 <= port <= 65535:
+            plain = _resolve_plain(host, port, family, type, proto, flags)
+            if plain is not None:
+                return plain
+        if _is_numeric(host, port):
+            return _ask(host, port, family, type, proto, flags | _AI_NUMERICHOST)
     except (OSError, ValueError, TypeError, OverflowError):
-        return None
+        pass
+    return None
 
 
 def _resolve_plain(host: str, port: int, family: int, type: int, proto: int, flags: int) -> list[AddressInfo] | None:
+    """For literals that `inet_pton` takes, else None. Raises what `socket.getaddrinfo` does."""
+    family | type | proto | flags  # raises TypeError for what a dict would take for an int, such as 2.0
+    ipv6 = ":" in host
+    address = host
     try:
-        family | type | proto | flags  # raises TypeError for what a dict would take for an int, such as 2.0
-        if ":" in host:
-            if family != AF_INET6 and family:
-                return None
+        if ipv6:
             address = inet_ntop(AF_INET6, inet_pton(AF_INET6, host))
-            template = _templates.get((True, family, type, proto, flags)) or _learn(True, family, type, proto, flags)
         else:
-            if family != AF_INET and family:
-                return None
-            # Accepts only the one canonical spelling of an address, which is the one that comes back.
-            inet_pton(AF_INET, host)
-            template = _templates.get((False, family, type, proto, flags)) or _learn(False, family, type, proto, flags)
-    except (OSError, ValueError, TypeError, OverflowError):
+            inet_pton(AF_INET, host)  # accepts only the one canonical spelling
+    except OSError:
         return None
-    # As socket.getaddrinfo does, so that who watches name lookups sees this one.
+    template = _templates.get((ipv6, family, type, proto, flags))
+    if template is None:
+        return _learn(host, address, port, family, type, proto, flags)
+    # As socket.getaddrinfo does, so that who watches lookups sees this one.
     sys.audit("socket.getaddrinfo", host, port, family, type, proto)
-    if ":" in host:
+    if ipv6:
         return [(a, b, c, "", (address, port, 0, 0)) for a, b, c in template]
-    return [(a, b, c, "", (host, port)) for a, b, c in template]
+    return [(a, b, c, "", (address, port)) for a, b, c in template]
 
 
-def _learn(ipv6: bool, family: int, type: int, proto: int, flags: int) -> _Template:
-    """How the C library answers a plain literal of these arguments. Raises when it doesn't, or not as expected."""
-    if flags & ~_PLAIN_FLAGS:
-        raise ValueError
-    host = "::1" if ipv6 else "127.0.0.1"
-    sockaddr = (host, 1, 0, 0) if ipv6 else (host, 1)
-    answers = _ask(host, 1, family, type, proto, flags | AI_NUMERICHOST)
-    if any(answer[3] or answer[4] != sockaddr for answer in answers):
-        raise ValueError
-    if len(_templates) >= _MAX_TEMPLATES:
-        _templates.clear()
-    template = _templates[ipv6, family, type, proto, flags] = [answer[:3] for answer in answers]
-    return template
+def _learn(host: str, address: str, port: int, family: int, type: int, proto: int, flags: int) -> list[AddressInfo]:
+    """Asks the C library, and keeps how it answered if the next plain literal will be answered alike."""
+    answers = _ask(host, port, family, type, proto, flags | _AI_NUMERICHOST)
+    ipv6 = ":" in host
+    expected = ("", (address, port, 0, 0) if ipv6 else (address, port))
+    if not flags & ~_PLAIN_FLAGS and all(answer[3:] == expected for answer in answers):
+        if len(_templates) >= _MAX_TEMPLATES:
+            _templates.clear()
+        _templates[ipv6, family, type, proto, flags] = [answer[:3] for answer in answers]
+    return answers
 
 
 def _is_numeric(host: object, port: object) -> bool:

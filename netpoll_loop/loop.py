@@ -96,12 +96,20 @@ class _Transports(weakref.WeakValueDictionary[int, Any]):
         super().__init__()
         self._loop = weakref.ref(loop)
 
-    def get(self, fd: int, default: Any = None) -> Any:
+    def __getitem__(self, fd: int) -> Any:
         loop = self._loop()
         transport = None if loop is None else loop._stream_transport(fd)
-        if transport is not None:
-            return default if transport._hidden else transport
-        return super().get(fd, default)
+        if transport is None:
+            return super().__getitem__(fd)
+        if transport._hidden:
+            raise KeyError(fd)
+        return transport
+
+    def get(self, fd: int, default: Any = None) -> Any:
+        try:
+            return self[fd]
+        except KeyError:
+            return default
 
     def __setitem__(self, fd: int, transport: Any) -> None:
         if type(transport) is StreamTransport:
@@ -264,6 +272,7 @@ class Loop(SockLoop, SubprocessMixin):
         flags: int = 0,
     ) -> list[Any]:
         """asyncio.loop.getaddrinfo; address literals are answered without a thread."""
+        self._check_closed()
         if not self._debug:
             answer = resolve_literal(host, port, family, type, proto, flags)
             if answer is not None:

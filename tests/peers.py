@@ -156,12 +156,18 @@ async def fill(transport, byte=b"."):
     written = 0
     while True:
         while not transport.get_write_buffer_size():
-            transport.write(byte * 4096)
-            written += 4096
+            transport.write(byte * 65536)
+            written += 65536
         before = transport.get_write_buffer_size()
         await asyncio.sleep(0.01)
         if transport.get_write_buffer_size() == before:
             return written
+
+
+def put_away(transport):
+    """Aborts it unless its socket is closed: stock asyncio can't abort a transport that flushed and closed."""
+    if transport.get_extra_info("socket").fileno() != -1:
+        transport.abort()
 
 
 def is_connection_error(exc):

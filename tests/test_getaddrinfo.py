@@ -1,9 +1,6 @@
 """loop.getaddrinfo: the same answers and the same errors as socket.getaddrinfo, literals without a thread."""
 
-import asyncio
 import socket
-import sys
-import threading
 
 import pytest
 from hypothesis import example, given, settings
@@ -28,7 +25,7 @@ scoped = st.builds("{}%{}".format, ipv6 | st.just("fe80::1") | st.just("ff02::1"
 # What inet_aton(3) takes besides: fewer parts, octal, hexadecimal; and near misses of all kinds.
 number = st.integers(0, 2**33).flatmap(lambda n: st.sampled_from([f"{n}", f"0{n:o}", f"0x{n:x}", f"0X{n:X}", f"00{n}"]))
 aton = st.lists(number, min_size=1, max_size=5).map(".".join)
-near = st.text(alphabet="0123456789abcdefxX.:% \t\n\x00-١１", max_size=20)
+near = st.text(alphabet="0123456789abcdefxX.:% \t\n\x00-\u0661\uff11", max_size=20)
 odd = st.sampled_from(
     ["127.1", "0x7f.1", "0177.0.0.1", "2130706433", "1.2.3.4 ", " 1.2.3.4", "1.2.3.4\n", "1.2.3.4.", "01.2.3.4"]
     + ["256.0.0.1", "1.2.3", "1..2", "::1\n", "[::1]", ":::", "1:2:3:4:5:6:7:8:9", "fe80::1%lo", "fe80::1%1", "::g"]
@@ -37,7 +34,9 @@ hosts = ipv4 | ipv6 | scoped | aton | near | odd
 any_host = hosts | hosts.map(lambda text: text.encode("utf-8")) | st.none()
 
 int_ports = st.integers(0, 65535) | st.sampled_from([-1, 65536, 70000, 2**31, 2**32, 2**63, 2**64, -(2**63), True])
-text_ports = int_ports.map(str) | st.sampled_from(["", "080", " 80", "+80", "80 ", "0x50", "http", "nonesuch", "٣", "8\x000"])
+text_ports = int_ports.map(str) | st.sampled_from(
+    ["", "080", " 80", "+80", "80 ", "0x50", "http", "nonesuch", "\u0663", "8\x000"]
+)
 ports = int_ports | text_ports | text_ports.map(lambda text: text.encode("utf-8")) | st.none() | st.just(80.0)
 
 families = st.sampled_from([0, socket.AF_INET, socket.AF_INET6, int(socket.AF_INET), socket.AF_UNIX, 99, -1, 2.0, True])
@@ -46,7 +45,15 @@ types = st.sampled_from(
     + [socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 1.0, 2**40]
 )
 protos = st.sampled_from([0, socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_SCTP, socket.IPPROTO_ICMP, 255, -1])
-flag_names = ["AI_PASSIVE", "AI_CANONNAME", "AI_NUMERICHOST", "AI_NUMERICSERV", "AI_V4MAPPED", "AI_ALL", "AI_ADDRCONFIG"]
+flag_names = [
+    "AI_PASSIVE",
+    "AI_CANONNAME",
+    "AI_NUMERICHOST",
+    "AI_NUMERICSERV",
+    "AI_V4MAPPED",
+    "AI_ALL",
+    "AI_ADDRCONFIG",
+]
 flags = st.lists(st.sampled_from([getattr(socket, name) for name in flag_names]), max_size=3).map(
     lambda chosen: sum(set(chosen))
 ) | st.sampled_from([0x8000, -1, socket.AI_PASSIVE, 4.0])
@@ -61,29 +68,153 @@ def outcome(function, *args, **kwargs):
         return type(error), getattr(error, "errno", None), str(error)
 
 
-def names_no_host(host, flags):
-    """Without this the reference itself would ask the network for every near miss."""
-    return flags | socket.AI_NUMERICHOST if isinstance(flags, int) and 0 <= flags else flags
+calls = st.tuples(any_host, ports, usually_0 | families, types, usually_0 | protos, usually_0 | flags)
+
+CALLS = [
+    ("127.0.0.1", 80, 0, 0, 0, 0),
+    ("fe80::1%lo", 80, 0, 1, 0, 0),
+    ("fe80::1%nonesuch", 80, 0, 1, 0, 0),
+    ("::ffff:1.2.3.4", 80, socket.AF_INET, 1, 0, 0),
+    ("1.2.3.4", 80, socket.AF_INET6, 1, 0, socket.AI_V4MAPPED),
+    ("1.2.3.4", 80, socket.AF_INET6, 1, 0, 0),
+    ("127.1", 80, 0, 1, 0, socket.AI_CANONNAME),
+    ("::1", 80, 0, socket.SOCK_DGRAM, 0, socket.AI_ADDRCONFIG),
+    (None, 80, 0, 1, 0, 0),
+    (None, 80, 0, 1, 0, socket.AI_PASSIVE),
+    (None, None, 0, 1, 0, 0),
+    ("", 80, 0, 1, 0, 0),
+    ("127.0.0.1", "080", 0, 1, 0, 0),
+    ("127.0.0.1", b"80", 0, 1, 0, 0),
+    ("127.0.0.1", "http", 0, 1, 0, 0),
+    ("127.0.0.1", "nonesuch", 0, 1, 0, 0),
+    ("127.0.0.1", 70000, 0, 1, 0, 0),
+    ("127.0.0.1", 2**64, 0, 1, 0, 0),
+    ("127.0.0.1", 80, 2.0, 1, 0, 0),
+    ("127.0.0.1", 80, 0, 1, socket.IPPROTO_UDP, 0),
+    (bytearray(b"127.0.0.1"), 80, 0, 1, 0, 0),
+]
+
+
+def with_examples(test):
+    for call in CALLS:
+        test = example(call)(test)
+    return test
 
 
 # --- the answers ------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=3000, deadline=None)
-@given(any_host, ports, usually_0 | families, types, usually_0 | protos, usually_0 | flags)
-@example("fe80::1%lo", 80, 0, 1, 0, 0)
-@example("127.0.0.1", 80, 0, 0, 0, 0)
-@example("::ffff:1.2.3.4", 80, socket.AF_INET, 1, 0, 0)
-@example("1.2.3.4", 80, socket.AF_INET6, 1, 0, socket.AI_V4MAPPED)
-@example("1.2.3.4", 80, socket.AF_INET6, 1, 0, 0)
-@example("127.1", 80, 0, 1, 0, socket.AI_CANONNAME)
-@example(None, 80, 0, 1, 0, socket.AI_PASSIVE)
-@example(None, None, 0, 1, 0, 0)
-@example("", 80, 0, 1, 0, 0)
-@example("127.0.0.1", 80, 2.0, 1, 0, 0)
-@example("127.0.0.1", "http", 0, 1, 0, 0)
-def test_a_literal_gets_the_answer_of_socket_getaddrinfo_or_none(host, port, family, type, proto, flags):
-    answer = outcome(dns.resolve_literal, host, port, family, type, proto, flags) if True else None
-    if answer == (TypeError, None, "'NoneType' object is not iterable"):
-        return  # it isn't certain, so a thread asks
-    assert answer == outcome(socket.getaddrinfo, host, port, family, type, proto, flags)
+@pytest.mark.netpoll_only("resolve_literal is its own")
+@with_examples
+@settings(max_examples=2000, deadline=None)
+@given(calls)
+def test_a_literal_gets_the_answer_of_socket_getaddrinfo_or_is_left_to_it(call):
+    if dns.resolve_literal(*call) is not None:
+        assert outcome(dns.resolve_literal, *call) == outcome(socket.getaddrinfo, *call)
+
+
+def test_the_loop_answers_and_fails_as_socket_getaddrinfo_does(loop, run):
+    def ask(host, port, family, type, proto, flags):
+        return run(loop.getaddrinfo(host, port, family=family, type=type, proto=proto, flags=flags))
+
+    @with_examples
+    @settings(max_examples=200, deadline=None, database=None)
+    @given(calls)
+    def check(call):
+        if isinstance(call[5], int) and call[5] >= 0:
+            # Else each near miss of a literal would be looked up in the network.
+            call = (*call[:5], call[5] | int(socket.AI_NUMERICHOST))
+        assert outcome(ask, *call) == outcome(socket.getaddrinfo, *call)
+
+    check()
+
+
+@pytest.mark.parametrize("host", ["localhost", b"localhost"])
+def test_a_name_gets_the_answer_of_socket_getaddrinfo(loop, run, host):
+    expected = socket.getaddrinfo(host, "http", type=socket.SOCK_STREAM)
+    assert run(loop.getaddrinfo(host, "http", type=socket.SOCK_STREAM)) == expected
+
+
+def test_an_unknown_host_raises_gaierror(loop, run):
+    with pytest.raises(socket.gaierror):
+        run(loop.getaddrinfo("host.invalid", 80), timeout=30)
+
+
+def test_answers_are_not_shared(loop, run):
+    first = run(loop.getaddrinfo("127.0.0.1", 80, type=socket.SOCK_STREAM))
+    first.clear()
+    assert run(loop.getaddrinfo("127.0.0.1", 80, type=socket.SOCK_STREAM))
+
+
+# --- the way to them --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def executor_calls(loop, monkeypatch):
+    """What was given to the loop's executor."""
+    given_to = []
+    run_in_executor = loop.run_in_executor
+
+    def recording(executor, function, *args):
+        given_to.append(args)
+        return run_in_executor(executor, function, *args)
+
+    monkeypatch.setattr(loop, "run_in_executor", recording)
+    return given_to
+
+
+@pytest.mark.netpoll_only("stock asyncio asks a thread")
+@pytest.mark.parametrize(
+    ("host", "port", "flags"),
+    [
+        ("127.0.0.1", 80, 0),
+        ("127.0.0.1", "80", 0),
+        ("127.0.0.1", None, 0),
+        (b"127.0.0.1", b"80", 0),
+        ("::1", 80, socket.AI_PASSIVE),
+        ("fe80::1%lo", 80, 0),
+        ("127.1", 80, socket.AI_CANONNAME),
+        ("127.0.0.1", 80, socket.AI_ADDRCONFIG),
+        (None, 80, socket.AI_PASSIVE),
+    ],
+)
+def test_a_literal_needs_no_thread(loop, run, executor_calls, host, port, flags):
+    assert run(loop.getaddrinfo(host, port, flags=flags)) == socket.getaddrinfo(host, port, flags=flags)
+    assert executor_calls == []
+
+
+@pytest.mark.parametrize(("host", "port"), [("localhost", 80), ("127.0.0.1", "http"), ("", 80), (None, "http")])
+def test_a_name_or_a_service_never_blocks_the_loop(loop, run, executor_calls, host, port):
+    outcome(lambda: run(loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+    assert len(executor_calls) == 1
+
+
+def test_a_patched_socket_getaddrinfo_is_asked(loop, run, monkeypatch):
+    answer = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 1))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: answer)
+    assert run(loop.getaddrinfo("127.0.0.1", 80)) == answer
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0::1", "127.1", "fe80::1%lo"])
+def test_an_audit_hook_sees_the_lookup_once(run_child, host):
+    done = run_child(
+        f"""
+        seen = []
+        sys.addaudithook(lambda event, args: event == "socket.getaddrinfo" and seen.append(args))
+        async def main():
+            loop = asyncio.get_running_loop()
+            for turn in range(2):
+                seen.clear()
+                await loop.getaddrinfo({host!r}, 80, type=1)
+                assert seen == [({host!r}, 80, 0, 1, 0)], seen
+        run_main(main())
+        """
+    )
+    assert done.stderr == ""
+
+
+def test_a_closed_loop_resolves_nothing(new_loop, run):
+    closed = new_loop()
+    closed.close()
+    with pytest.raises(RuntimeError, match="Event loop is closed"):
+        run(closed.getaddrinfo("127.0.0.1", 80))

@@ -16,26 +16,32 @@ import sysconfig
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CORE = pathlib.Path("netpoll_loop", "_core")
+LOCK = "lock"
 
 
-def sources() -> str:
-    """What a build directory was configured for: a new or removed source needs `meson setup` again."""
-    names = [*ROOT.glob("netpoll_loop/netpoll/*.c"), *ROOT.glob("netpoll_loop/_core/*.pyx")]
-    return "\n".join(sorted(str(name.relative_to(ROOT)) for name in names)) + "\n"
+def configure(directory: pathlib.Path, bin_dir: pathlib.Path, env: dict[str, str]) -> None:
+    """Runs `meson setup`, unless it has been run for this Python and this tree; ninja notices the rest by itself."""
+    done = directory / "configured-for"
+    wanted = f"{ROOT}\n{sys.executable}\n{sys.version}\n"
+    if done.exists() and done.read_text() == wanted:
+        return
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+    native = directory / "native.ini"
+    native.write_text(f"[binaries]\npython = '{sys.executable}'\n")
+    meson = [str(bin_dir / "meson"), "setup", "--native-file", str(native), str(directory), str(ROOT)]
+    subprocess.run(meson, env=env, check=True)
+    done.write_text(wanted)
 
 
 def build(directory: pathlib.Path) -> None:
     """Configures if needed, compiles, installs in place. Raises CalledProcessError when a step fails."""
     bin_dir = pathlib.Path(sys.executable).parent
     env = {**os.environ, "PATH": f"{bin_dir}{os.pathsep}{os.environ['PATH']}"}
-    listed = directory / "sources.txt"
-    if not listed.exists() or listed.read_text() != sources():
-        reconfigure = ["--reconfigure"] if (directory / "build.ninja").exists() else []
-        native = directory / "native.ini"
-        native.write_text(f"[binaries]\npython = '{sys.executable}'\n")
-        meson = [str(bin_dir / "meson"), "setup", *reconfigure, "--native-file", str(native)]
-        subprocess.run([*meson, str(directory), str(ROOT)], env=env, check=True)
-        listed.write_text(sources())
+    configure(directory, bin_dir, env)
     subprocess.run([str(bin_dir / "ninja"), "-C", str(directory), "--quiet"], env=env, check=True)
 
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
@@ -55,7 +61,7 @@ def build(directory: pathlib.Path) -> None:
 def main() -> int:
     directory = pathlib.Path(sys.argv[1]).resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / "lock", "w") as lock:
+    with open(directory / LOCK, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             build(directory)

@@ -32,8 +32,11 @@ cdef class Scheduler:
     cdef size_t tail
     cdef TimerHeap timers
     cdef bint own_clock
+    # A subclass has its own call_at: call_later goes through it, as asyncio's does.
+    cdef bint overrides_call_at
 
-    # fd -> Descriptor: all that is open in the engine.
+    # fd -> Descriptor: all that is open in the engine; a weak reference to it
+    # while nothing but its owner needs it (a paused transport).
     cdef dict descriptors
     # Descriptors that may still be readable without a new event.
     cdef list still
@@ -42,6 +45,8 @@ cdef class Scheduler:
     # Where streams receive into before the bytes object of the right size is made.
     cdef char *scratch
     cdef bint thread_wanted
+    # What the engine had counted when it was closed.
+    cdef dict last_stats
 
     cdef int ring_push(self, object runnable) except -1
     cdef int ring_grow(self) except -1
@@ -58,5 +63,8 @@ cdef class Scheduler:
     cdef void reap(self)
     cdef object add_timer(self, object when, object callback, object args, object context)
     cdef np_desc *open_descriptor(self, Descriptor descriptor, int fd, np_kind kind) except NULL
+    cdef object find_descriptor(self, int fd)
+    cdef int hold(self, Descriptor descriptor) except -1
+    cdef int unhold(self, Descriptor descriptor) except -1
     cdef int close_descriptor(self, Descriptor descriptor) except -1
     cdef int need_netpoller(self) except -1

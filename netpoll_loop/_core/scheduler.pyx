@@ -26,6 +26,7 @@ from netpoll_loop._core.handles cimport Runnable, TimerHandle, new_handle, new_t
 import os
 import time
 import warnings
+import weakref
 from asyncio import base_events as _base_events
 from asyncio.log import logger
 
@@ -46,6 +47,7 @@ cdef extern from "<time.h>" nogil:
 # One nanosecond: what time.get_clock_info("monotonic") gives on Linux.
 cdef double CLOCK_RESOLUTION = 1e-9
 cdef object _time_name = "time"
+cdef object weak_reference = weakref.ref
 cdef object _format_handle = _base_events._format_handle
 cdef dict MODES = {"inline": NP_INLINE, "auto": NP_AUTO, "dedicated": NP_DEDICATED}
 
@@ -79,6 +81,7 @@ cdef class Scheduler:
         if self.engine is NULL:
             raise OSError(-error, os.strerror(-error))
         self.thread_wanted = mode != "inline"
+        self.overrides_call_at = type(self).call_at is not Scheduler.call_at
 
     def __dealloc__(self):
         while self.head != self.tail:
@@ -155,6 +158,8 @@ cdef class Scheduler:
         if delay is None:
             raise TypeError("delay must not be None")
         when = self.time() + delay
+        if self.overrides_call_at:
+            return self.call_at(when, callback, *args, context=context)
         return self.add_timer(when, callback, args, context)
 
     def call_at(self, when, callback, *args, context=None):
@@ -367,7 +372,7 @@ cdef class Scheduler:
         """Opens fd in the engine; one that was open under its number has to leave."""
         cdef int error = 0
         cdef np_desc *desc
-        cdef object former = self.descriptors.get(fd)
+        cdef object former = self.find_descriptor(fd)
         if former is not None and former is not descriptor:
             # np_open replaces its registration: no event of it comes any more.
             (<Descriptor>former).desc = NULL
@@ -384,6 +389,22 @@ cdef class Scheduler:
         self.descriptors[fd] = descriptor
         return desc
 
+    cdef object find_descriptor(self, int fd):
+        cdef object entry = self.descriptors.get(fd)
+        return entry() if isinstance(entry, weak_reference) else entry
+
+    cdef int hold(self, Descriptor descriptor) except -1:
+        """From here on the loop keeps the descriptor alive, as its selector does in asyncio."""
+        if descriptor.desc is not NULL:
+            self.descriptors[descriptor.fd] = descriptor
+        return 0
+
+    cdef int unhold(self, Descriptor descriptor) except -1:
+        """Nothing is to come of it: if nobody else keeps it, it is collected, with a warning."""
+        if descriptor.desc is not NULL:
+            self.descriptors[descriptor.fd] = weak_reference(descriptor)
+        return 0
+
     cdef int close_descriptor(self, Descriptor descriptor) except -1:
         """Takes it out of the engine; the caller may close the fd afterwards."""
         cdef np_desc *desc = descriptor.desc
@@ -391,16 +412,22 @@ cdef class Scheduler:
             return 0
         descriptor.desc = NULL
         np_close(self.engine, desc)
-        if self.descriptors.get(descriptor.fd) is descriptor:
+        entry = self.descriptors.get(descriptor.fd)
+        if entry is descriptor or isinstance(entry, weak_reference):
             del self.descriptors[descriptor.fd]
         self.reap()
         return 0
 
     def _close_core(self):
-        """Drops all callbacks, takes every descriptor out and stops the netpoller."""
+        """Drops all callbacks, takes every descriptor out and closes the engine.
+
+        The base class still has its self-pipe to close: nothing of it is open here any more.
+        """
         cdef Descriptor descriptor
-        for item in list(self.descriptors.values()):
-            descriptor = <Descriptor>item
+        for fd in list(self.descriptors):
+            descriptor = self.find_descriptor(fd)
+            if descriptor is None:
+                continue
             self.close_descriptor(descriptor)
             descriptor.on_evicted(True)
         self.thread_wanted = False
@@ -412,6 +439,9 @@ cdef class Scheduler:
         while self.head != self.tail:
             self.ring_pop()
         self.timers.clear()
+        self.last_stats = self._core_stats()
+        np_engine_free(self.engine)
+        self.engine = NULL
 
     # ---- the netpoller thread -----------------------------------------------
 
@@ -459,7 +489,10 @@ cdef class Scheduler:
             np_thread_stop(self.engine)
 
     def _core_stats(self):
+        """The engine's numbers, those at the time of close() if the loop is closed."""
         cdef np_stats s
+        if self.engine is NULL:
+            return dict(self.last_stats)
         np_get_stats(self.engine, &s)
         if s.poller == NP_POLLER_NETPOLLER:
             poller = "netpoller"

@@ -218,7 +218,7 @@ cdef class ServingLoop(WatchLoop):
                  ssl_handshake_timeout, ssl_shutdown_timeout).start()
 
     def _stop_serving(self, sock):
-        listener = self.descriptors.get(sock.fileno())
+        listener = self.find_descriptor(sock.fileno())
         if isinstance(listener, Listener):
             listener.stop()
         sock.close()

@@ -43,6 +43,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int c_shutdown "shutdown"(int fd, int how)
     int c_setsockopt "setsockopt"(int fd, int level, int name, const void *value, socklen_t size)
     int SHUT_WR
+    int SOCK_STREAM
     int AF_INET
     int AF_INET6
 
@@ -109,6 +110,7 @@ cdef StreamTransport accepted_stream(Scheduler loop, int fd, int family, int pro
     cdef StreamTransport self = StreamTransport.__new__(StreamTransport)
     self.loop = loop
     self.family = family
+    self.kind = SOCK_STREAM
     self.proto = proto
     self.fd = fd
     try:
@@ -223,6 +225,8 @@ cdef class StreamTransport(SocketTransport):
         if self._closing or self._paused:
             return
         self._paused = True
+        if not self.writing:
+            self.loop.unhold(self)
         if self.loop._debug:
             logger.debug("%r pauses reading", self)
 
@@ -232,6 +236,7 @@ cdef class StreamTransport(SocketTransport):
             return
         self._paused = False
         self.started = True
+        self.loop.hold(self)
         self.context = PyContext_CopyCurrent()
         if not self.read_eof and self.desc is not NULL and np_more(self.desc):
             self.loop.still.append(self)
@@ -432,6 +437,8 @@ cdef class StreamTransport(SocketTransport):
         if not self.writing:
             self.writing = True
             self.write_context = PyContext_CopyCurrent()
+            if self._paused:
+                self.loop.hold(self)
         return 0
 
     def writelines(self, list_of_data):
@@ -519,8 +526,11 @@ cdef class StreamTransport(SocketTransport):
             if not self._conn_lost:
                 self._conn_lost += 1
                 self._call_connection_lost(None)
-        elif self._eof:
-            self.shut_down_writing()
+        else:
+            if self._eof:
+                self.shut_down_writing()
+            if self._paused:
+                self.loop.unhold(self)
         return 0
 
     cdef int shut_down_writing(self) except -1:

@@ -5,6 +5,8 @@ from netpoll_loop._core.scheduler cimport Scheduler
 
 
 cdef class SocketTransport(Descriptor):
+    # Users put attributes on transports.
+    cdef dict __dict__
     cdef Scheduler loop
     cdef object protocol
     cdef object sock
@@ -20,7 +22,9 @@ cdef class SocketTransport(Descriptor):
     cdef public bint _paused
     cdef bint started
 
+    # Of the socket: address family, type, protocol.
     cdef int family
+    cdef int kind
     cdef int proto
     # Lengths of the addresses below; 0: not known (yet).
     cdef socklen_t peer_length

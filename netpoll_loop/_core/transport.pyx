@@ -48,6 +48,7 @@ cdef class SocketTransport(Descriptor):
         self.sock = sock
         self.fd = sock.fileno()
         self.family = sock.family
+        self.kind = sock.type
         self.proto = sock.proto
         if extra:
             self.extra = dict(extra)
@@ -99,7 +100,7 @@ cdef class SocketTransport(Descriptor):
     @property
     def _sock(self):
         if self.sock is None and self.fd >= 0 and self.loop is not None:
-            self.sock = _socket.socket(self.family, _socket.SOCK_STREAM, self.proto, fileno=self.fd)
+            self.sock = _socket.socket(self.family, self.kind, self.proto, fileno=self.fd)
             self.sock._io_refs += 1
         return self.sock
 
@@ -135,7 +136,9 @@ cdef class SocketTransport(Descriptor):
         elif name == "socket":
             sock = self._sock
             if sock is None:
-                return default
+                # Closed, and never asked for before: a closed socket stands for it.
+                sock = _socket.socket(self.family, self.kind, self.proto)
+                sock.close()
             value = TransportSocket(sock)
         else:
             return default

@@ -136,7 +136,7 @@ cdef class WatchLoop(Scheduler):
     """The scheduler, with add_reader and its kin."""
 
     cdef FdWatch find_watch(self, int fd):
-        found = self.descriptors.get(fd)
+        found = self.find_descriptor(fd)
         return found if isinstance(found, FdWatch) else None
 
     cdef FdWatch watch_of(self, int fd, object owner):
@@ -149,7 +149,7 @@ cdef class WatchLoop(Scheduler):
                 watch.on_evicted(False)
                 watch = None
         if watch is None:
-            other = self.descriptors.get(fd)
+            other = self.find_descriptor(fd)
             if other is not None:
                 raise RuntimeError(f"File descriptor {fd!r} is used by transport {other!r}")
             watch = FdWatch.__new__(FdWatch)
@@ -197,7 +197,7 @@ cdef class WatchLoop(Scheduler):
         cdef Handle handle = new_handle(self, callback, args, None, self._debug)
         cdef FdWatch watch
         cdef Handle former
-        transport = self.descriptors.get(number)
+        transport = self.find_descriptor(number)
         if isinstance(transport, StreamTransport):
             (<StreamTransport>transport).watch_writable(handle)
             return handle
@@ -217,7 +217,7 @@ cdef class WatchLoop(Scheduler):
         if self._closed:
             return False
         cdef int number = fileno_of(fd)
-        transport = self.descriptors.get(number)
+        transport = self.find_descriptor(number)
         if isinstance(transport, StreamTransport):
             return (<StreamTransport>transport).unwatch_writable()
         cdef FdWatch watch = self.find_watch(number)
@@ -233,7 +233,7 @@ cdef class WatchLoop(Scheduler):
     # What asyncio's own code looks up: loop._selector and loop._transports.
 
     def _stream_transport(self, fd):
-        found = self.descriptors.get(fd)
+        found = self.find_descriptor(fd)
         return found if type(found) is StreamTransport else None
 
     def _registered_fds(self):
@@ -241,7 +241,7 @@ cdef class WatchLoop(Scheduler):
 
     def _registered(self, fd):
         """(selectors event mask, (reader, writer)) of a registered fd, or None."""
-        found = self.descriptors.get(fd)
+        found = self.find_descriptor(fd)
         if not isinstance(found, FdWatch):
             return None
         cdef FdWatch watch = found

@@ -1,0 +1,3 @@
+from netpoll_loop._core.watch import WatchLoop
+
+class ServingLoop(WatchLoop): ...

@@ -1,0 +1,3 @@
+from netpoll_loop._core.server import ServingLoop
+
+class SockLoop(ServingLoop): ...

@@ -1,0 +1,419 @@
+/* The worker's waiting, and the netpoller's takeover of a stalled worker. */
+#include "harness.h"
+
+/* ---- Waking ---- */
+
+struct waker {
+    np_engine *e;
+    int ms;
+};
+
+static void *wake_later(void *arg) {
+    struct waker *w = arg;
+    sleep_ms(w->ms);
+    np_wake(w->e);
+    return NULL;
+}
+
+TEST(a_wake_is_never_missed_in_any_state, 30) {
+    EACH_CONFIG(c) {
+        np_engine *e = engine(c);
+        np_event ev[4];
+        struct waker w = {e, 50};
+        pthread_t t;
+        /* RUNNING: sticky, one park returns at once, the next one sleeps. */
+        np_wake(e);
+        np_park_prepare(e);
+        EQ(np_park(e, ev, 4, -1), 0);
+        int64_t start = now_ns();
+        np_park_prepare(e);
+        EQ(np_park(e, ev, 4, start + 30 * MS), 0);
+        CHECK(now_ns() - start >= 30 * MS);
+        /* PREPARED. */
+        np_park_prepare(e);
+        np_wake(e);
+        EQ(np_park(e, ev, 4, -1), 0);
+        /* Asleep, in the OS facility or on the futex. */
+        for (int i = 0; i < 3; i++) {
+            pthread_create(&t, NULL, wake_later, &w);
+            start = now_ns();
+            np_park_prepare(e);
+            EQ(np_park(e, ev, 4, -1), 0);
+            CHECK(now_ns() - start >= 40 * MS);
+            pthread_join(t, NULL);
+        }
+        /* Cancelled: nothing is left behind but what was asked for. */
+        np_park_prepare(e);
+        np_park_cancel(e);
+        np_stats s;
+        np_get_stats(e, &s);
+        CHECK(s.wakeups == 3);
+        engine_end(e);
+    }
+}
+
+static atomic_int hammering;
+
+static void *hammer(void *arg) {
+    while (atomic_load(&hammering)) {
+        np_wake(arg);
+        if (rand() % 4 == 0) sched_yield();
+    }
+    return NULL;
+}
+
+TEST(wakes_from_other_threads_while_parking_again_and_again, 30) {
+    EACH_CONFIG(c) {
+        np_engine *e = engine(c);
+        np_event ev[4];
+        pthread_t t;
+        atomic_store(&hammering, 1);
+        pthread_create(&t, NULL, hammer, e);
+        for (int i = 0; i < 20000; i++) {
+            np_park_prepare(e);
+            EQ(np_park(e, ev, 4, -1), 0); /* a missed wake-up hangs here */
+        }
+        atomic_store(&hammering, 0);
+        pthread_join(t, NULL);
+        engine_end(e);
+    }
+}
+
+/* One wake for each item, as call_soon_threadsafe does. */
+static atomic_int inbox;
+static void *post_items(void *arg) {
+    for (int i = 0; i < 5000; i++) {
+        atomic_fetch_add(&inbox, 1);
+        np_wake(arg);
+        while (atomic_load(&inbox)) sched_yield();
+    }
+    return NULL;
+}
+
+TEST(each_item_posted_before_a_wake_is_seen, 60) {
+    EACH_CONFIG(c) {
+        np_engine *e = engine(c);
+        np_event ev[4];
+        pthread_t t;
+        atomic_store(&inbox, 0);
+        pthread_create(&t, NULL, post_items, e);
+        for (int seen = 0; seen < 5000;) {
+            np_park_prepare(e);
+            if (atomic_load(&inbox)) {
+                np_park_cancel(e);
+            } else {
+                np_park(e, ev, 4, -1);
+            }
+            if (atomic_load(&inbox)) {
+                seen++;
+                atomic_fetch_sub(&inbox, 1);
+            }
+        }
+        pthread_join(t, NULL);
+        engine_end(e);
+    }
+}
+
+TEST(a_deadline_is_kept_and_never_early, 30) {
+    EACH_CONFIG(c) {
+        np_engine *e = engine(c);
+        np_event ev[4];
+        int64_t worst = 0;
+        for (int i = 0; i < 40; i++) {
+            int64_t deadline = now_ns() + i * 137000;
+            np_park_prepare(e);
+            EQ(np_park(e, ev, 4, deadline), 0);
+            int64_t late = now_ns() - deadline;
+            CHECK(late >= 0);
+            if (late > worst) worst = late;
+        }
+        CHECK(worst < 500 * MS);
+        int64_t t = now_ns();
+        np_park_prepare(e);
+        EQ(np_park(e, ev, 4, t - 5 * MS), 0); /* in the past */
+        np_park_prepare(e);
+        EQ(np_park(e, ev, 4, 0), 0);
+        engine_end(e);
+    }
+}
+
+static void on_usr1(int sig) { (void)sig; }
+static void *signal_later(void *arg) {
+    sleep_ms(50);
+    pthread_kill(*(pthread_t *)arg, SIGUSR1);
+    return NULL;
+}
+
+TEST(a_signal_ends_a_park_in_epoll, 20) {
+    struct sigaction sa = {.sa_handler = on_usr1};
+    sigaction(SIGUSR1, &sa, NULL);
+    EACH_CONFIG(c) {
+        np_engine *e = engine(c);
+        np_event ev[4];
+        pthread_t self = pthread_self(), t;
+        pthread_create(&t, NULL, signal_later, &self);
+        np_park_prepare(e);
+        EQ(np_park(e, ev, 4, -1), 0);
+        pthread_join(t, NULL);
+        engine_end(e);
+    }
+}
+
+/* ---- Idle ---- */
+
+struct idler {
+    np_engine *e;
+    int park;
+};
+
+static void *park_long(void *arg) {
+    np_event ev[4];
+    np_park_prepare(arg);
+    np_park(arg, ev, 4, -1);
+    return NULL;
+}
+
+TEST(an_idle_process_makes_no_wake_ups, 30) {
+    np_mode modes[] = {NP_AUTO, NP_DEDICATED};
+    for (int m = 0; m < 2; m++) {
+        np_engine *e = engine_of(modes[m]);
+        pthread_t t;
+        np_stats before, after;
+        pthread_create(&t, NULL, park_long, e);
+        sleep_ms(150);
+        int tid = tid_of("netpoller");
+        CHECK(tid > 0);
+        np_get_stats(e, &before);
+        long n = voluntary_switches(tid);
+        sleep_ms(2000);
+        EQ(voluntary_switches(tid), n);
+        np_get_stats(e, &after);
+        EQ(after.polls, before.polls);
+        np_wake(e);
+        pthread_join(t, NULL);
+        np_set_running(e, 0); /* idle outside run_forever */
+        sleep_ms(100);
+        n = voluntary_switches(tid);
+        sleep_ms(500);
+        EQ(voluntary_switches(tid), n);
+        /* And it ticks again afterwards. */
+        np_set_running(e, 1);
+        sleep_ms(100);
+        np_get_stats(e, &after);
+        if (modes[m] == NP_AUTO) EQ(after.stalls, 1);
+        engine_end(e);
+    }
+}
+
+/* ---- Stall ---- */
+
+static void wait_for_stall(np_engine *e, uint64_t stalls) {
+    np_stats s;
+    int64_t end = now_ns() + 5000 * MS;
+    do {
+        sleep_ms(1);
+        np_get_stats(e, &s);
+    } while (s.stalls < stalls && now_ns() < end);
+    EQ(s.stalls, stalls);
+    EQ(s.poller, NP_POLLER_NETPOLLER);
+}
+
+TEST(a_stalled_workers_write_queue_is_drained, 30) {
+    np_engine *e = engine_of(NP_AUTO);
+    int fds[2];
+    tcp_pair(fds);
+    np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+    enum { SIZE = 24 << 20, PIECE = 96 * 1024 + 7 };
+    uint8_t *buf = malloc(SIZE);
+    fill(buf, SIZE, 5, 0);
+    int pieces = 0;
+    for (size_t at = 0; at < SIZE; at += PIECE) {
+        EQ(np_queue(e, d, buf + at, SIZE - at < PIECE ? SIZE - at : PIECE, buf + at), 0);
+        pieces++;
+    }
+    CHECK(np_pending(d) > 0);
+    struct reader r = {.fd = fds[1], .seed = 5, .chunk = 65536};
+    reader_start(&r);
+    int64_t end = now_ns() + 15000 * MS; /* the worker is inside one callback */
+    while (np_pending(d) && now_ns() < end) sleep_ms(5);
+    EQ(np_pending(d), 0);
+    np_stats s;
+    np_get_stats(e, &s);
+    CHECK(s.stalls >= 1);
+    CHECK(s.netpoller_syscalls > 0);
+    EQ(s.bytes_sent, SIZE);
+    CHECK(wait_bits(e, "d", NP_W, 2000) & NP_W); /* told, once it is back */
+    EQ(np_flush(e, d), 0);
+    uint8_t *expect = buf;
+    for (void *cookie; (cookie = np_done(e)) != NULL; pieces--) {
+        CHECK(cookie == expect); /* in order */
+        expect += PIECE;
+    }
+    EQ(pieces, 0);
+    for (int i = 0; i < 20 && s.poller == NP_POLLER_NETPOLLER; i++) { /* and has the token back */
+        np_event ev[4];
+        turn(e, ev, 4, 1);
+        np_get_stats(e, &s);
+    }
+    CHECK(s.poller != NP_POLLER_NETPOLLER);
+    np_close(e, d);
+    shutdown(fds[0], SHUT_WR);
+    reader_join(&r);
+    EQ(r.got, SIZE);
+    close(fds[0]);
+    close(fds[1]);
+    free(buf);
+    engine_end(e);
+}
+
+TEST(a_takeover_collects_readiness_and_reads_nothing, 30) {
+    np_engine *e = engine_of(NP_AUTO);
+    int s[2], l[2], w[2];
+    struct sockaddr_in addr;
+    char buf[16];
+    pair(s);
+    pair(l);
+    pair(w);
+    int lfd = listener(&addr);
+    np_desc *ds = np_open(e, s[0], NP_STREAM, "stream", NULL);
+    np_desc *dl = np_open(e, l[0], NP_LEVEL, "level", NULL);
+    np_desc *dw = np_open(e, w[0], NP_WAIT, "wait", NULL);
+    np_desc *da = np_open(e, lfd, NP_LISTEN, "listen", NULL);
+    EQ(np_arm(e, dl, NP_R), 0);
+    EQ(np_arm(e, da, NP_R), 0);
+    wait_bits(e, NULL, 0, 20); /* the first edges */
+    for (uint64_t round = 1; round <= 4; round++) {
+        wait_for_stall(e, round);
+        np_stats st, before;
+        np_get_stats(e, &before);
+        EQ(write(s[1], "s", 1), 1);
+        EQ(write(l[1], "l", 1), 1);
+        EQ(write(w[1], "w", 1), 1);
+        int client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        EQ(connect(client, (struct sockaddr *)&addr, sizeof addr), 0);
+        sleep_ms(50);
+        np_get_stats(e, &st);
+        EQ(st.netpoller_syscalls, 0);
+        CHECK(st.handoffs - before.handoffs >= 4);
+        CHECK(st.polls - before.polls < 20); /* levels are muted, no spin */
+        np_event ev[16];
+        int n = np_poll(e, ev, 16), seen = 0;
+        for (int i = 0; i < n; i++) {
+            const char *u = ev[i].user;
+            CHECK(ev[i].bits & NP_R);
+            seen |= 1 << (strcmp(u, "stream") == 0 ? 0 : strcmp(u, "level") == 0 ? 1 : strcmp(u, "wait") == 0 ? 2 : 3);
+        }
+        EQ(seen, 15);
+        EQ(np_more(ds), 1);
+        EQ(np_recv(e, ds, buf, sizeof buf), 1);
+        EQ(np_more(ds), 0);
+        EQ(read(l[0], buf, sizeof buf), 1);
+        EQ(read(w[0], buf, sizeof buf), 1);
+        EQ(np_rearm(e, dl), 0);
+        int conn = np_accept(e, da, NULL, NULL);
+        CHECK(conn >= 0);
+        EQ(np_accept(e, da, NULL, NULL), -EAGAIN);
+        EQ(np_rearm(e, da), 0);
+        close(conn);
+        close(client);
+        /* Armed again, now that the worker polls. */
+        for (int i = 0; i < 20; i++) turn(e, ev, 16, 1);
+        EQ(write(l[1], "l", 1), 1);
+        CHECK(wait_bits(e, "level", NP_R, 2000) & NP_R);
+        EQ(read(l[0], buf, sizeof buf), 1);
+        EQ(np_rearm(e, dl), 0);
+        if (round == 2) { /* the token is given back also to a worker that parks at once */
+            wait_for_stall(e, 3);
+            np_park_prepare(e);
+            int64_t t = now_ns();
+            EQ(np_park(e, ev, 16, t + 50 * MS), 0);
+            CHECK(now_ns() - t >= 50 * MS);
+            np_get_stats(e, &st);
+            CHECK(st.poller == NP_POLLER_NONE);
+            round++;
+        }
+    }
+    np_close(e, ds);
+    np_close(e, dl);
+    np_close(e, dw);
+    np_close(e, da);
+    close(lfd);
+    for (int i = 0; i < 2; i++) {
+        close(s[i]);
+        close(l[i]);
+        close(w[i]);
+    }
+    engine_end(e);
+}
+
+TEST(a_wake_reaches_a_worker_that_waits_for_the_token, 30) {
+    np_engine *e = engine_of(NP_AUTO);
+    np_event ev[4];
+    for (uint64_t i = 1; i <= 5; i++) {
+        wait_for_stall(e, i);
+        struct waker w = {e, 10};
+        pthread_t t;
+        pthread_create(&t, NULL, wake_later, &w);
+        np_park_prepare(e);
+        EQ(np_park(e, ev, 4, -1), 0);
+        pthread_join(t, NULL);
+    }
+    engine_end(e);
+}
+
+/* ---- Thread ---- */
+
+static void *stop_start(void *arg) {
+    for (int i = 0; i < 30; i++) {
+        sleep_ms(3);
+        np_thread_stop(arg);
+        sleep_ms(i % 3);
+        EQ(np_thread_start(arg), 0);
+    }
+    return NULL;
+}
+
+TEST(the_thread_stops_and_starts_while_the_worker_waits, 60) {
+    np_mode modes[] = {NP_AUTO, NP_DEDICATED};
+    for (int m = 0; m < 2; m++) {
+        np_engine *e = engine_of(modes[m]);
+        int fds[2];
+        char buf[8];
+        pair(fds);
+        np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+        struct reader echo;
+        (void)echo;
+        pthread_t t;
+        pthread_create(&t, NULL, stop_start, e);
+        int64_t end = now_ns() + 300 * MS;
+        while (now_ns() < end) {
+            EQ(write(fds[1], "x", 1), 1);
+            ssize_t n;
+            int64_t limit = now_ns() + 5000 * MS;
+            while ((n = np_recv(e, d, buf, 8)) == -EAGAIN) {
+                CHECK(now_ns() < limit); /* readiness was lost */
+                np_event ev[4];
+                np_park_prepare(e);
+                np_park(e, ev, 4, limit);
+            }
+            EQ(n, 1);
+        }
+        pthread_join(t, NULL);
+        np_thread_stop(e);
+        np_thread_stop(e);
+        np_stats s;
+        np_get_stats(e, &s);
+        EQ(s.thread_running, 0);
+        EQ(np_thread_start(e), 0);
+        EQ(np_thread_start(e), 0);
+        np_get_stats(e, &s);
+        EQ(s.thread_running, 1);
+        np_close(e, d);
+        close(fds[0]);
+        close(fds[1]);
+        engine_end(e);
+    }
+    np_engine *e = engine_of(NP_INLINE);
+    CHECK(tid_of("netpoller") < 0);
+    engine_end(e);
+}

@@ -1,0 +1,479 @@
+/* Streams: bytes in order, none lost, none twice; bounds; ends. */
+#include "harness.h"
+
+TEST(more_says_whether_a_receive_may_find_something, 20) {
+    EACH_CONFIG(c) {
+        np_engine *e = engine(c);
+        int a[2];
+        char buf[64];
+        pair(a);
+        np_desc *d = np_open(e, a[0], NP_STREAM, "d", NULL);
+        EQ(np_more(d), 0);
+        EQ(write(a[1], "12345678", 8), 8);
+        CHECK(wait_bits(e, "d", NP_R, 2000) & NP_R);
+        EQ(np_more(d), 1);
+        EQ(np_recv(e, d, buf, 4), 4); /* filled: there may be more */
+        EQ(np_more(d), 1);
+        EQ(np_recv(e, d, buf + 4, 60), 4); /* short: drained */
+        CHECK(memcmp(buf, "12345678", 8) == 0);
+        EQ(np_more(d), 0);
+        EQ(np_recv(e, d, buf, 64), -EAGAIN);
+        EQ(np_more(d), 0);
+        /* With a hang-up a short read is not the end of it. */
+        EQ(write(a[1], "bye", 3), 3);
+        close(a[1]);
+        unsigned bits = 0;
+        while (!(bits & NP_HUP)) bits |= wait_bits(e, "d", NP_HUP, 2000);
+        CHECK(bits & NP_R);
+        EQ(np_recv(e, d, buf, 64), 3);
+        int64_t end = now_ns() + 2000 * MS;
+        while (!np_more(d) && now_ns() < end) wait_bits(e, "d", NP_R, 10);
+        EQ(np_more(d), 1);
+        EQ(np_recv(e, d, buf, 64), 0);
+        EQ(np_more(d), 0);
+        EQ(np_recv(e, d, buf, 64), 0);
+        np_close(e, d);
+        close(a[0]);
+        engine_end(e);
+    }
+}
+
+TEST(nothing_is_reported_for_a_fresh_idle_stream, 20) {
+    EACH_CONFIG(c) {
+        np_engine *e = engine(c);
+        int a[2];
+        np_event ev[4];
+        pair(a);
+        np_desc *d = np_open(e, a[0], NP_STREAM, "d", NULL);
+        int64_t t = now_ns();
+        np_park_prepare(e);
+        EQ(np_park(e, ev, 4, t + 60 * MS), 0); /* the first EPOLLOUT edge does not end the park */
+        CHECK(now_ns() - t >= 60 * MS);
+        np_close(e, d);
+        close(a[0]);
+        close(a[1]);
+        engine_end(e);
+    }
+}
+
+/* Writes of all sizes, at once and queued, to a slow reader. */
+static void send_pattern(const struct config *c, int tcp, int slow, size_t total) {
+    np_engine *e = engine(c);
+    int fds[2];
+    (tcp ? tcp_pair : pair)(fds);
+    np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+    struct reader r = {.fd = fds[1], .seed = 77, .chunk = slow ? 30000 : 100000, .pause_us = slow ? 300 : 0};
+    reader_start(&r);
+    uint8_t *data = malloc(total);
+    fill(data, total, 77, 0);
+    size_t at = 0, back = 0;
+    unsigned rnd = 12345;
+    np_event ev[8];
+    while (at < total || np_pending(d)) {
+        while (at < total && np_pending(d) < (1 << 20)) {
+            rnd = rnd * 1103515245u + 12345u;
+            size_t n = (rnd >> 16) % 5 == 0 ? 1 + (rnd >> 8) % 300000 : 1 + (rnd >> 8) % 3000;
+            if (n > total - at) n = total - at;
+            ssize_t sent = 0;
+            switch ((rnd >> 24) % 3) {
+            case 0:
+                sent = np_send(e, d, data + at, n);
+                break;
+            case 1: {
+                struct iovec iov[3] = {{data + at, n / 3}, {data + at + n / 3, n / 3}, {data + at + n / 3 * 2, n - n / 3 * 2}};
+                sent = np_sendv(e, d, iov, 3);
+                break;
+            }
+            default:
+                break; /* queue without a try */
+            }
+            CHECK(sent >= 0);
+            if ((size_t)sent < n) EQ(np_queue(e, d, data + at + sent, n - (size_t)sent, data + at), 0);
+            if ((size_t)sent == n) back++;
+            at += n;
+        }
+        int n = turn(e, ev, 8, 5);
+        for (int i = 0; i < n; i++) {
+            if (ev[i].bits & NP_W) CHECK(np_flush(e, d) >= 0);
+        }
+        while (np_done(e)) {
+        }
+    }
+    np_stats s;
+    np_get_stats(e, &s);
+    EQ(s.bytes_sent, total);
+    np_close(e, d);
+    shutdown(fds[0], SHUT_WR);
+    reader_join(&r);
+    EQ(r.got, total);
+    close(fds[0]);
+    close(fds[1]);
+    free(data);
+    engine_end(e);
+}
+
+TEST(writes_of_all_sizes_arrive_in_order_at_a_slow_reader, 120) {
+    EACH_CONFIG(c) send_pattern(c, 1, 1, 6 << 20);
+}
+
+TEST(writes_of_all_sizes_arrive_in_order_at_a_fast_reader, 120) {
+    EACH_CONFIG(c) {
+        send_pattern(c, 1, 0, 12 << 20);
+        send_pattern(c, 0, 0, 6 << 20);
+    }
+}
+
+static void receive_pattern(const struct config *c, size_t bufsize, int pause, size_t total) {
+    np_engine *e = engine(c);
+    int fds[2];
+    tcp_pair(fds);
+    np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+    struct writer w = {.fd = fds[1], .seed = 9, .n = total, .chunk = 50000};
+    writer_start(&w);
+    uint8_t *buf = malloc(bufsize);
+    size_t at = 0;
+    for (int ended = 0; !ended;) {
+        ssize_t n = np_recv(e, d, buf, bufsize);
+        if (n == -EAGAIN) {
+            CHECK(wait_bits(e, "d", NP_R, 5000) & NP_R);
+            continue;
+        }
+        CHECK(n >= 0);
+        verify(buf, (size_t)n, 9, at);
+        at += (size_t)n;
+        ended = n == 0;
+        if (pause && at / 200000 != (at - (size_t)n) / 200000) sleep_ms(1);
+        if (!ended && !np_more(d)) CHECK(wait_bits(e, "d", NP_R, 5000) & NP_R);
+    }
+    EQ(at, total);
+    np_stats s;
+    np_get_stats(e, &s);
+    EQ(s.bytes_received, total);
+    writer_join(&w);
+    np_close(e, d);
+    close(fds[0]);
+    close(fds[1]);
+    free(buf);
+    engine_end(e);
+}
+
+TEST(reads_of_all_sizes_bring_every_byte_and_the_end, 120) {
+    EACH_CONFIG(c) {
+        receive_pattern(c, 65536, 0, 8 << 20);
+        receive_pattern(c, 1 << 20, 1, 8 << 20);
+        receive_pattern(c, 777, 0, 1 << 20);
+    }
+}
+
+TEST(received_data_is_bounded_and_reading_goes_on_later, 60) {
+    np_engine *e = engine_of(NP_DEDICATED);
+    int fds[2];
+    tcp_pair(fds);
+    np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+    enum { TOTAL = 16 << 20 };
+    struct writer w = {.fd = fds[1], .seed = 3, .n = TOTAL, .chunk = 100000};
+    writer_start(&w);
+    sleep_ms(300);
+    np_stats s;
+    np_get_stats(e, &s);
+    EQ(s.bytes_received, 256 * 1024); /* full, and not a byte more */
+    uint64_t polls = s.polls;
+    sleep_ms(200);
+    np_get_stats(e, &s);
+    CHECK(s.polls - polls < 10); /* and it does not spin */
+    static uint8_t buf[100000];
+    size_t at = 0;
+    for (;;) {
+        ssize_t n = np_recv(e, d, buf, sizeof buf);
+        if (n == 0) break;
+        if (n == -EAGAIN) {
+            CHECK(wait_bits(e, "d", NP_R, 5000) & NP_R);
+            continue;
+        }
+        CHECK(n > 0);
+        verify(buf, (size_t)n, 3, at);
+        at += (size_t)n;
+    }
+    EQ(at, TOTAL);
+    writer_join(&w);
+    np_close(e, d);
+    close(fds[0]);
+    close(fds[1]);
+    engine_end(e);
+}
+
+TEST(received_data_is_bounded_for_the_engine, 120) {
+    enum { N = 300, EACH = 300000 };
+    static int fds[N][2];
+    static np_desc *d[N];
+    static size_t at[N];
+    static uint8_t buf[65536];
+    np_engine *e = engine_of(NP_DEDICATED);
+    int size = 400000;
+    for (int i = 0; i < N; i++) {
+        pair(fds[i]);
+        setsockopt(fds[i][1], SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+        d[i] = np_open(e, fds[i][0], NP_STREAM, &at[i], NULL);
+        CHECK(d[i]);
+    }
+    /* Fill until nobody takes anything any more. */
+    static size_t put[N];
+    for (int64_t last = now_ns(); now_ns() - last < 200 * MS;) {
+        for (int i = 0; i < N; i++) {
+            while (put[i] < EACH) {
+                size_t n = EACH - put[i] < 20000 ? EACH - put[i] : 20000;
+                fill(buf, n, (uint32_t)i, put[i]);
+                ssize_t m = send(fds[i][1], buf, n, MSG_NOSIGNAL | MSG_DONTWAIT);
+                if (m <= 0) break;
+                put[i] += (size_t)m;
+                last = now_ns();
+            }
+        }
+        sleep_ms(5);
+    }
+    np_stats s;
+    np_get_stats(e, &s);
+    CHECK(s.bytes_received >= 64 << 20);
+    CHECK(s.bytes_received <= (64 << 20) + 256 * 1024);
+    size_t missing = (size_t)N * EACH;
+    np_event ev[64];
+    while (missing) {
+        for (int i = 0; i < N; i++) {
+            if (put[i] < EACH) {
+                size_t n = EACH - put[i] < 20000 ? EACH - put[i] : 20000;
+                fill(buf, n, (uint32_t)i, put[i]);
+                ssize_t m = send(fds[i][1], buf, n, MSG_NOSIGNAL | MSG_DONTWAIT);
+                if (m > 0) put[i] += (size_t)m;
+            }
+        }
+        int n = turn(e, ev, 64, 50);
+        for (int k = 0; k < n; k++) {
+            int i = (int)((size_t *)ev[k].user - at);
+            ssize_t got;
+            while ((got = np_recv(e, d[i], buf, sizeof buf)) > 0) {
+                verify(buf, (size_t)got, (uint32_t)i, at[i]);
+                at[i] += (size_t)got;
+                missing -= (size_t)got;
+            }
+            EQ(got, -EAGAIN);
+        }
+    }
+    for (int i = 0; i < N; i++) {
+        np_close(e, d[i]);
+        close(fds[i][0]);
+        close(fds[i][1]);
+    }
+    engine_end(e);
+}
+
+/* Many descriptors stopped at their own bound while the engine is over half of
+ * its bound: each must go on by its own room. */
+TEST(a_descriptor_at_its_bound_goes_on_though_the_engine_is_rather_full, 60) {
+    enum { N = 180, EACH = 600000 };
+    static int fds[N][2];
+    static np_desc *d[N];
+    static uint8_t buf[65536];
+    np_engine *e = engine_of(NP_DEDICATED);
+    for (int i = 0; i < N; i++) {
+        tcp_pair(fds[i]);
+        d[i] = np_open(e, fds[i][0], NP_STREAM, NULL, NULL);
+    }
+    struct writer w[N];
+    memset(buf, 1, sizeof buf);
+    for (int i = 0; i < N; i++) {
+        size_t put = 0;
+        for (int idle = 0; put < EACH && idle < 50;) {
+            ssize_t m = send(fds[i][1], buf, EACH - put < sizeof buf ? EACH - put : sizeof buf, MSG_NOSIGNAL | MSG_DONTWAIT);
+            if (m > 0) {
+                put += (size_t)m;
+                idle = 0;
+            } else {
+                sleep_ms(1);
+                idle++;
+            }
+        }
+        w[i].n = put;
+    }
+    np_stats s;
+    int64_t end = now_ns() + 10000 * MS;
+    do {
+        sleep_ms(10);
+        np_get_stats(e, &s);
+        CHECK(now_ns() < end);
+    } while (s.bytes_received <= 40 << 20);
+    size_t got = 0;
+    while (got < w[0].n) {
+        ssize_t n = np_recv(e, d[0], buf, sizeof buf);
+        if (n > 0) got += (size_t)n;
+        np_event ev[8];
+        if (n == -EAGAIN) turn(e, ev, 8, 20);
+        CHECK(now_ns() < end);
+    }
+    for (int i = 0; i < N; i++) {
+        np_close(e, d[i]);
+        close(fds[i][0]);
+        close(fds[i][1]);
+    }
+    engine_end(e);
+}
+
+TEST(discard_forgets_the_queue_and_returns_the_cookies, 30) {
+    EACH_CONFIG(c) {
+        np_engine *e = engine(c);
+        int fds[2];
+        tcp_pair(fds);
+        np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+        static uint8_t big[8 << 20];
+        fill(big, sizeof big, 4, 0);
+        for (int round = 0; round < 3; round++) {
+            size_t n = sizeof big / 8;
+            for (int i = 0; i < 8; i++) EQ(np_queue(e, d, big + (size_t)i * n, n, big + i), 0);
+            np_discard(e, d);
+            EQ(np_pending(d), 0);
+            int cookies = 0;
+            while (np_done(e)) cookies++;
+            EQ(cookies, 8);
+            EQ(np_flush(e, d), 0);
+        }
+        np_close(e, d);
+        CHECK(!np_done(e));
+        close(fds[0]);
+        close(fds[1]);
+        engine_end(e);
+    }
+}
+
+TEST(after_a_discard_the_stream_can_send_again, 30) {
+    EACH_CONFIG(c) {
+        np_engine *e = engine(c);
+        int fds[2];
+        pair(fds);
+        np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+        static uint8_t big[2 << 20];
+        memset(big, 'a', sizeof big);
+        EQ(np_queue(e, d, big, sizeof big, big), 0);
+        sleep_ms(5);
+        np_discard(e, d);
+        CHECK(np_done(e));
+        EQ(np_queue(e, d, "end", 3, "c"), 0);
+        char buf[65536], last[3] = "";
+        for (int64_t end = now_ns() + 3000 * MS; memcmp(last, "end", 3) && now_ns() < end;) {
+            np_event ev[4];
+            int n = turn(e, ev, 4, 2);
+            for (int i = 0; i < n; i++)
+                if (ev[i].bits & NP_W) np_flush(e, d);
+            ssize_t got;
+            while ((got = recv(fds[1], buf, sizeof buf, 0)) > 0) {
+                if (got >= 3) memcpy(last, buf + got - 3, 3);
+            }
+        }
+        CHECK(memcmp(last, "end", 3) == 0);
+        np_close(e, d);
+        close(fds[0]);
+        close(fds[1]);
+        engine_end(e);
+    }
+}
+
+TEST(a_peer_reset_is_an_error_on_both_sides, 30) {
+    EACH_CONFIG(c) {
+        np_engine *e = engine(c);
+        int fds[2];
+        char buf[16];
+        tcp_pair(fds);
+        np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+        struct linger linger = {1, 0};
+        setsockopt(fds[1], SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
+        close(fds[1]);
+        unsigned bits = 0;
+        for (int64_t end = now_ns() + 3000 * MS; !(bits & NP_ERR) && now_ns() < end;) bits |= wait_bits(e, "d", NP_R, 100);
+        CHECK(bits & NP_R);
+        CHECK(bits & NP_HUP);
+        CHECK(bits & NP_ERR);
+        CHECK(bits & NP_W);
+        EQ(np_recv(e, d, buf, sizeof buf), -ECONNRESET);
+        EQ(np_send(e, d, "x", 1), -EPIPE);
+        np_close(e, d);
+        close(fds[0]);
+        engine_end(e);
+    }
+}
+
+TEST(a_failed_drain_returns_the_cookies_and_the_error, 30) {
+    EACH_CONFIG(c) {
+        np_engine *e = engine(c);
+        int fds[2];
+        pair(fds);
+        np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+        static uint8_t big[4 << 20];
+        EQ(np_queue(e, d, big, sizeof big / 2, big), 0);
+        EQ(np_queue(e, d, big, sizeof big / 2, big), 0);
+        for (int i = 0; i < 5; i++) {
+            np_event ev[4];
+            turn(e, ev, 4, 2);
+        }
+        CHECK(np_pending(d) > 0);
+        close(fds[1]);
+        ssize_t rc = 0;
+        for (int64_t end = now_ns() + 3000 * MS; rc >= 0 && now_ns() < end;) {
+            if (wait_bits(e, "d", NP_W, 100) & NP_W) rc = np_flush(e, d);
+        }
+        CHECK(rc == -EPIPE || rc == -ECONNRESET);
+        EQ(np_pending(d), 0);
+        EQ(np_flush(e, d), rc);
+        EQ(np_queue(e, d, big, 1, "not taken"), rc);
+        EQ(np_send(e, d, big, 1), rc);
+        CHECK(np_done(e) && np_done(e));
+        CHECK(!np_done(e));
+        np_close(e, d);
+        close(fds[0]);
+        engine_end(e);
+    }
+}
+
+TEST(a_half_closed_peer_can_still_be_written_to, 30) {
+    EACH_CONFIG(c) {
+        np_engine *e = engine(c);
+        int fds[2];
+        char buf[16];
+        tcp_pair(fds);
+        np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+        shutdown(fds[1], SHUT_WR);
+        CHECK(wait_bits(e, "d", NP_R | NP_HUP, 2000) & NP_R);
+        EQ(np_recv(e, d, buf, sizeof buf), 0);
+        EQ(np_send(e, d, "late", 4), 4);
+        EQ(np_queue(e, d, "r", 1, "c"), 0);
+        blocking(fds[1]);
+        EQ(recv(fds[1], buf, 5, MSG_WAITALL), 5);
+        CHECK(memcmp(buf, "later", 5) == 0);
+        np_close(e, d);
+        CHECK(np_done(e));
+        close(fds[0]);
+        close(fds[1]);
+        engine_end(e);
+    }
+}
+
+TEST(leaving_the_loop_can_flush_without_polling, 30) {
+    EACH_CONFIG(c) {
+        np_engine *e = engine(c);
+        int fds[2];
+        pair(fds);
+        np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+        static uint8_t big[1 << 20];
+        fill(big, sizeof big, 6, 0);
+        EQ(np_queue(e, d, big, sizeof big, big), 0);
+        struct reader r = {.fd = fds[1], .seed = 6, .chunk = 65536};
+        reader_start(&r);
+        ssize_t left;
+        while ((left = np_flush(e, d)) > 0) usleep(100);
+        EQ(left, 0);
+        np_close(e, d);
+        shutdown(fds[0], SHUT_WR);
+        reader_join(&r);
+        EQ(r.got, sizeof big);
+        close(fds[0]);
+        close(fds[1]);
+        engine_end(e);
+    }
+}

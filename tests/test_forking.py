@@ -1,0 +1,312 @@
+"""os.fork() and interpreter exit: every loop is told, in the right order, and nothing that it does wrong spreads."""
+
+import gc
+import logging
+import os
+import sys
+import threading
+
+import pytest
+
+from netpoll_loop import forking
+
+pytestmark = pytest.mark.netpoll_only("the fork hooks are its own")
+
+#: Python 3.12+ warns about a fork while the kernel sees a second thread.
+STRICT = ["-W", "error::DeprecationWarning"]
+
+
+class Told:
+    """Stands for a loop; notes what it is told, here and by a pipe from a forked child."""
+
+    def __init__(self, fail=()):
+        self.calls = []
+        self.fail = fail
+
+    def __getattr__(self, name):
+        def note():
+            self.calls.append(name)
+            if name in self.fail:
+                raise RuntimeError(name)
+
+        if name in ("_before_fork", "_after_fork_parent", "_after_fork_child", "_at_exit"):
+            return note
+        raise AttributeError(name)
+
+
+def fork(in_child=lambda: b""):
+    """Forks; returns what the child's function gave."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            os.write(writer, in_child())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        answer = pipe.read()
+    assert os.waitpid(pid, 0)[1] == 0
+    return answer
+
+
+@pytest.fixture
+def told():
+    loops = []
+
+    def make(**kwargs):
+        loop = Told(**kwargs)
+        forking.register(loop)
+        loops.append(loop)
+        return loop
+
+    yield make
+    loops.clear()
+
+
+def test_a_fork_tells_parent_and_child(told):
+    loop = told()
+    assert fork(lambda: ",".join(loop.calls).encode()) == b"_before_fork,_after_fork_child"
+    assert loop.calls == ["_before_fork", "_after_fork_parent"]
+
+
+def test_each_fork_tells_every_loop_again(told):
+    loops = [told(), told()]
+    fork()
+    fork()
+    assert [loop.calls for loop in loops] == [["_before_fork", "_after_fork_parent"] * 2] * 2
+
+
+def test_registering_twice_is_registering_once(told):
+    loop = told()
+    forking.register(loop)
+    fork()
+    assert loop.calls == ["_before_fork", "_after_fork_parent"]
+
+
+def test_the_child_tells_its_inherited_loops_nothing_more(told):
+    loop = told()
+
+    def grandchild():
+        fork()
+        forking._at_exit()
+        return ",".join(loop.calls).encode()
+
+    assert fork(grandchild) == b"_before_fork,_after_fork_child"
+
+
+def test_the_child_tells_its_own_loops(told):
+    def grandchild():
+        own = Told()
+        forking.register(own)
+        fork()
+        forking._at_exit()
+        return ",".join(own.calls).encode()
+
+    assert fork(grandchild) == b"_before_fork,_after_fork_parent,_at_exit"
+
+
+def test_a_failing_loop_is_logged_and_the_others_are_told(told, caplog):
+    failing = told(fail=("_before_fork", "_after_fork_parent"))
+    other = told()
+    with caplog.at_level(logging.ERROR, "asyncio"):
+        fork()
+    assert other.calls == ["_before_fork", "_after_fork_parent"]
+    assert failing.calls == ["_before_fork", "_after_fork_parent"]
+    assert [record.exc_info[0] for record in caplog.records] == [RuntimeError] * 2
+
+
+def test_a_collected_loop_is_forgotten(told):
+    before = len(forking._loops)
+    loop = Told()
+    forking.register(loop)
+    assert len(forking._loops) == before + 1
+    del loop
+    gc.collect()
+    assert len(forking._loops) == before
+
+
+def test_loops_may_come_and_go_while_the_process_forks():
+    stop = threading.Event()
+
+    def churn():
+        while not stop.is_set():
+            for loop in [Told() for _ in range(20)]:
+                forking.register(loop)
+
+    threads = [threading.Thread(target=churn) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(20):
+            forking._before()
+            forking._after_in_parent()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+
+
+def test_two_threads_fork_one_after_the_other(told):
+    loop = told()
+    start = threading.Barrier(2)
+
+    def forks():
+        start.wait()
+        for _ in range(20):
+            forking._before()
+            forking._after_in_parent()
+
+    threads = [threading.Thread(target=forks) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert loop.calls == ["_before_fork", "_after_fork_parent"] * 40
+
+
+# --- with real loops --------------------------------------------------------------------------------------------------
+
+BUSY = """
+    class Echo(asyncio.Protocol):
+        def connection_made(self, transport):
+            self.transport = transport
+        def data_received(self, data):
+            self.transport.write(data)
+    async def traffic():
+        # A transport, so that the netpoller thread runs where there is one.
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(Echo, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        async def exchange():
+            writer.write(b"ping")
+            return await reader.readexactly(4)
+        assert await exchange() == b"ping"
+        return server, writer, exchange
+    def threads():
+        return len(os.listdir("/proc/self/task"))
+    """
+
+
+def test_a_fork_inside_a_running_loop_leaves_both_sides_whole(run_child):
+    done = run_child(
+        BUSY
+        + """
+    async def main():
+        server, writer, exchange = await traffic()
+        for _ in range(3):
+            pid = os.fork()
+            if not pid:
+                # The running loop is dead here; a new one works.
+                asyncio._set_running_loop(None)
+                async def again():
+                    server, writer, exchange = await traffic()
+                    assert await exchange() == b"ping"
+                    writer.close()
+                    server.close()
+                run_main(again())
+                os._exit(7)
+            assert await exchange() == b"ping"
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+            assert await exchange() == b"ping"
+        writer.close()
+        server.close()
+        print("parent done")
+    run_main(main())
+        """,
+        flags=STRICT,
+    )
+    assert (done.stdout, done.stderr) == ("parent done\n", "")
+
+
+def test_a_child_that_only_exits_hangs_nowhere_and_breaks_nothing(run_child):
+    done = run_child(
+        BUSY
+        + """
+    async def main():
+        server, writer, exchange = await traffic()
+        pid = os.fork()
+        if not pid:
+            sys.exit(3)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+        assert await exchange() == b"ping"
+        writer.close()
+        server.close()
+        print("parent done")
+    run_main(main())
+        """,
+    )
+    assert done.stdout == "parent done\n"
+
+
+def test_a_fork_finds_no_netpoller_thread_and_leaves_it_as_it_was(run_child, mode):
+    done = run_child(
+        """
+    # Hooks run in reverse order, so that the first one sees what is left.
+    counts = []
+    os.register_at_fork(before=lambda: counts.append(threads()))
+    """
+        + BUSY
+        + """
+    async def main():
+        server, writer, exchange = await traffic()
+        counts.append(threads())
+        pid = os.fork()
+        if not pid:
+            os._exit(0)
+        os.waitpid(pid, 0)
+        assert await exchange() == b"ping"
+        counts.append(threads())
+        writer.close()
+        server.close()
+    run_main(main())
+    print(*counts)
+        """,
+        flags=STRICT,
+    )
+    assert done.stderr == ""
+    running = "1" if mode == "inline" else "2"
+    assert done.stdout.split() == [running, "1", running]
+
+
+def test_a_fork_from_another_thread(run_child):
+    done = run_child(
+        BUSY
+        + """
+    def fork():
+        pid = os.fork()
+        if not pid:
+            os._exit(5)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    async def main():
+        server, writer, exchange = await traffic()
+        forked = asyncio.get_running_loop().run_in_executor(None, fork)
+        while not forked.done():
+            assert await exchange() == b"ping"
+        assert await forked == 5
+        assert await exchange() == b"ping"
+        writer.close()
+        server.close()
+        print("done")
+    run_main(main())
+        """,
+    )
+    assert done.stdout == "done\n"
+
+
+@pytest.mark.parametrize("how", ["pass", "sys.exit(0)", "raise KeyboardInterrupt", "loop.close()"])
+def test_interpreter_exit_with_a_loop_that_is_not_closed(run_child, how):
+    done = run_child(
+        BUSY
+        + f"""
+    loop = new_event_loop()
+    kept = loop.run_until_complete(traffic())
+    kept[1].write(b"x" * 10_000_000)
+    {how}
+        """,
+        check=False,
+    )
+    assert done.returncode == (-2 if "Keyboard" in how else 0), done.stderr
+    assert "Fatal" not in done.stderr
+    if sys.flags.dev_mode is False and "Keyboard" not in how:
+        assert "Traceback" not in done.stderr
