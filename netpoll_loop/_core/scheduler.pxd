@@ -63,7 +63,7 @@ cdef class Scheduler:
     cdef void reap(self)
     cdef object add_timer(self, object when, object callback, object args, object context)
     cdef np_desc *open_descriptor(self, Descriptor descriptor, int fd, np_kind kind) except NULL
-    cdef object find_descriptor(self, int fd)
+    cdef object find_descriptor(self, object fd)
     cdef int hold(self, Descriptor descriptor) except -1
     cdef int unhold(self, Descriptor descriptor) except -1
     cdef int close_descriptor(self, Descriptor descriptor) except -1

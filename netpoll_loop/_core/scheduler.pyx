@@ -389,7 +389,7 @@ cdef class Scheduler:
         self.descriptors[fd] = descriptor
         return desc
 
-    cdef object find_descriptor(self, int fd):
+    cdef object find_descriptor(self, object fd):
         cdef object entry = self.descriptors.get(fd)
         return entry() if isinstance(entry, weak_reference) else entry
 

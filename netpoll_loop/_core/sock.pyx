@@ -3,15 +3,16 @@
 
 A waiter is woken in its turn and makes the call itself when it runs, as a
 goroutine does; whoever has finished or was cancelled wakes the next one, so
-that nothing that was received can be lost by a cancellation.
+that nothing that was received can be lost by a cancellation.  An operation is
+an object, not a closure: a closure would keep the socket in a reference cycle.
 """
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, EBADF, EINTR, errno
 
 from netpoll_loop._core.engine cimport NP_LEVEL
-from netpoll_loop._core.scheduler cimport SCRATCH_SIZE
+from netpoll_loop._core.scheduler cimport SCRATCH_SIZE, Scheduler
 from netpoll_loop._core.server cimport ServingLoop
 from netpoll_loop._core.watch cimport FdWatch
 
@@ -63,6 +64,121 @@ cdef ssize_t try_send(int fd, const char *buf, size_t size) except -2:
         PyErr_CheckSignals()
 
 
+cdef class Operation:
+    """One operation on a socket, tried until it doesn't block."""
+
+    cdef object sock
+
+    cdef object attempt(self):
+        """Its result, or None when it would block."""
+        raise NotImplementedError
+
+
+cdef class Call(Operation):
+    """A method of the socket object that raises BlockingIOError when it would block."""
+
+    cdef str method
+    cdef tuple args
+
+    cdef object attempt(self):
+        try:
+            return getattr(self.sock, self.method)(*self.args)
+        except (BlockingIOError, InterruptedError):
+            return None
+
+
+cdef Call call(object sock, str method, tuple args):
+    cdef Call operation = Call.__new__(Call)
+    operation.sock = sock
+    operation.method = method
+    operation.args = args
+    return operation
+
+
+cdef class Receive(Operation):
+    cdef Py_ssize_t size
+    cdef Scheduler loop
+
+    cdef object attempt(self):
+        cdef Py_ssize_t size = self.size
+        cdef ssize_t count
+        cdef bytes data
+        if size <= SCRATCH_SIZE:
+            count = try_recv(self.sock.fileno(), self.loop.scratch, size)
+            return None if count < 0 else PyBytes_FromStringAndSize(self.loop.scratch, count)
+        data = PyBytes_FromStringAndSize(NULL, size)
+        count = try_recv(self.sock.fileno(), PyBytes_AS_STRING(data), size)
+        return None if count < 0 else data[:count]
+
+
+cdef class Accept(Operation):
+    cdef object attempt(self):
+        try:
+            conn, address = self.sock.accept()
+        except (BlockingIOError, InterruptedError):
+            return None
+        conn.setblocking(False)
+        return conn, address
+
+
+cdef class SendAll(Operation):
+    """Sends from a buffer that it holds until all is sent."""
+
+    cdef Py_buffer view
+    cdef bint held
+    cdef ssize_t sent
+    # A socket of another type than socket.socket: its own send() is called.
+    cdef object left
+
+    cdef int hold(self, object data) except -1:
+        PyObject_GetBuffer(data, &self.view, PyBUF_SIMPLE)
+        self.held = True
+        if type(self.sock) is not SocketType:
+            self.left = memoryview(data).cast("B")
+        return 0
+
+    cdef void release(self):
+        if self.held:
+            self.held = False
+            self.left = None
+            PyBuffer_Release(&self.view)
+
+    def __dealloc__(self):
+        if self.held:
+            PyBuffer_Release(&self.view)
+
+    cdef object attempt(self):
+        cdef ssize_t count
+        if self.left is not None:
+            try:
+                count = self.sock.send(self.left[self.sent:])
+            except (BlockingIOError, InterruptedError):
+                return None
+        else:
+            count = try_send(self.sock.fileno(), <const char *>self.view.buf + self.sent,
+                             self.view.len - self.sent)
+        if count > 0:
+            self.sent += count
+        return True if self.sent == self.view.len else None
+
+
+cdef class Connect(Operation):
+    """The end of a connect that is under way."""
+
+    cdef object address
+
+    cdef object attempt(self):
+        error = self.sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
+        if error != 0:
+            raise OSError(error, f"Connect call failed {self.address}")
+        try:
+            self.sock.getpeername()
+        except OSError:
+            # Woken too early: an event from before the connect.
+            return None
+        return True
+
+
 cdef class SockLoop(ServingLoop):
     """The serving loop, with sock_recv and its kin."""
 
@@ -76,19 +192,20 @@ cdef class SockLoop(ServingLoop):
         """The watch of a socket that has to wait."""
         cdef int fd = sock.fileno()
         if fd < 0:
-            raise_errno(9)
+            raise_errno(EBADF)
         self._ensure_fd_no_transport(fd)
         return self.watch_of(fd, sock)
 
-    cdef bint readers_wait(self, object sock) except -1:
-        cdef FdWatch watch = self.find_watch(sock.fileno())
-        return watch is not None and len(watch.read_waiters) > 0 and (
-            watch.owner is None or watch.owner() is sock)
-
-    cdef bint writers_wait(self, object sock) except -1:
-        cdef FdWatch watch = self.find_watch(sock.fileno())
-        return watch is not None and len(watch.write_waiters) > 0 and (
-            watch.owner is None or watch.owner() is sock)
+    cdef bint others_wait(self, object sock, bint write) except -1:
+        """Whether somebody came first."""
+        cdef FdWatch watch
+        if not hasattr(sock, "fileno"):
+            # No socket: the operation itself says so, in asyncio's words.
+            return False
+        watch = self.find_watch(sock.fileno())
+        if watch is None or (watch.owner is not None and watch.owner() is not sock):
+            return False
+        return len(watch.write_waiters if write else watch.read_waiters) > 0
 
     cdef object park_on(self, FdWatch watch, object waiters, bint first):
         """A future that is done when it is this waiter's turn to try."""
@@ -105,8 +222,8 @@ cdef class SockLoop(ServingLoop):
             raise
         return waiter
 
-    cdef int unpark(self, FdWatch watch, object waiters, object waiter) except -1:
-        # No longer waiting, for whatever reason; remove_* may have cleared the queue.
+    cdef int leave(self, FdWatch watch, object waiters, object waiter) except -1:
+        # No longer waiting, for whatever reason; an eviction has cleared the queue.
         try:
             waiters.remove(waiter)
         except ValueError:
@@ -114,198 +231,101 @@ cdef class SockLoop(ServingLoop):
         return 0
 
     cdef int pass_on(self, FdWatch watch, object waiters) except -1:
-        # Done (or cancelled): the next one in the queue may try.
-        if waiters and watch.desc is not NULL:
+        # Done, or cancelled: the next one in the queue may try.
+        if watch.desc is NULL:
+            return 0
+        if waiters:
             watch.wake(waiters)
-        if watch.kind == NP_LEVEL and watch.desc is not NULL:
+        if watch.kind == NP_LEVEL:
             watch.update()
         return 0
 
-    async def _sock_wait(self, sock, bint write, attempt):
-        # attempt() returns None for EAGAIN; the caller has tried once already,
-        # unless others were in the queue before.
-        cdef FdWatch watch = self.socket_watch(sock)
-        cdef object waiters = watch.write_waiters if write else watch.read_waiters
+    async def _perform(self, Operation operation, bint write, bint try_first=True):
+        """Tries, unless others came first; parks until it is done."""
+        cdef FdWatch watch
+        cdef object waiters
         cdef bint again = False
+        sock = operation.sock
+        if try_first and not self.others_wait(sock, write):
+            result = operation.attempt()
+            if result is not None:
+                return result
+        watch = self.socket_watch(sock)
+        sock = None
+        waiters = watch.write_waiters if write else watch.read_waiters
         while True:
             waiter = self.park_on(watch, waiters, again)
             try:
                 await waiter
+                result = operation.attempt()
             except BaseException:
-                self.unpark(watch, waiters, waiter)
+                self.leave(watch, waiters, waiter)
                 self.pass_on(watch, waiters)
                 raise
-            try:
-                result = attempt()
-            except BaseException:
-                self.unpark(watch, waiters, waiter)
-                self.pass_on(watch, waiters)
-                raise
-            self.unpark(watch, waiters, waiter)
+            self.leave(watch, waiters, waiter)
             if result is not None:
                 self.pass_on(watch, waiters)
                 return result
             again = True
 
-    cdef object recv_now(self, object sock, Py_ssize_t size):
-        cdef ssize_t count
-        cdef object data
-        if type(sock) is not SocketType or size < 0:
-            try:
-                return sock.recv(size)
-            except (BlockingIOError, InterruptedError):
-                return None
-        if size <= SCRATCH_SIZE:
-            count = try_recv(sock.fileno(), self.scratch, size)
-            return None if count < 0 else PyBytes_FromStringAndSize(self.scratch, count)
-        data = PyBytes_FromStringAndSize(NULL, size)
-        count = try_recv(sock.fileno(), PyBytes_AS_STRING(data), size)
-        return None if count < 0 else data[:count]
-
     async def sock_recv(self, sock, n):
         """asyncio.loop.sock_recv: at most n bytes; b"" is the end of the stream."""
+        cdef Receive operation
         self.check_sock(sock)
-        if not self.readers_wait(sock):
-            data = self.recv_now(sock, n)
-            if data is not None:
-                return data
-        return await self._sock_wait(sock, False, lambda: self.recv_now(sock, n))
+        if type(sock) is not SocketType or not isinstance(n, int) or n < 0:
+            return await self._perform(call(sock, "recv", (n,)), False)
+        operation = Receive.__new__(Receive)
+        operation.sock = sock
+        operation.size = n
+        operation.loop = self
+        return await self._perform(operation, False)
 
     async def sock_recv_into(self, sock, buf):
         """asyncio.loop.sock_recv_into: the number of bytes received into buf."""
         self.check_sock(sock)
-
-        def attempt():
-            try:
-                return sock.recv_into(buf)
-            except (BlockingIOError, InterruptedError):
-                return None
-
-        if not self.readers_wait(sock):
-            count = attempt()
-            if count is not None:
-                return count
-        return await self._sock_wait(sock, False, attempt)
+        return await self._perform(call(sock, "recv_into", (buf,)), False)
 
     async def sock_recvfrom(self, sock, bufsize):
         """asyncio.loop.sock_recvfrom: (data, address)."""
         self.check_sock(sock)
-
-        def attempt():
-            try:
-                return sock.recvfrom(bufsize)
-            except (BlockingIOError, InterruptedError):
-                return None
-
-        if not self.readers_wait(sock):
-            result = attempt()
-            if result is not None:
-                return result
-        return await self._sock_wait(sock, False, attempt)
+        return await self._perform(call(sock, "recvfrom", (bufsize,)), False)
 
     async def sock_recvfrom_into(self, sock, buf, nbytes=0):
         """asyncio.loop.sock_recvfrom_into: (number of bytes, address)."""
         self.check_sock(sock)
         if not nbytes:
             nbytes = len(buf)
-
-        def attempt():
-            try:
-                return sock.recvfrom_into(buf, nbytes)
-            except (BlockingIOError, InterruptedError):
-                return None
-
-        if not self.readers_wait(sock):
-            result = attempt()
-            if result is not None:
-                return result
-        return await self._sock_wait(sock, False, attempt)
+        return await self._perform(call(sock, "recvfrom_into", (buf, nbytes)), False)
 
     async def sock_sendall(self, sock, data):
         """asyncio.loop.sock_sendall: returns when the socket has taken all of data."""
-        cdef Py_buffer view
-        cdef ssize_t sent = 0
-        cdef ssize_t count
-        cdef bint raw = type(sock) is SocketType
+        cdef SendAll operation
         self.check_sock(sock)
-        if not raw:
-            return await self._sendall_by_method(sock, data)
-        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        operation = SendAll.__new__(SendAll)
+        operation.sock = sock
+        operation.hold(data)
         try:
-            if not self.writers_wait(sock):
-                count = try_send(sock.fileno(), <const char *>view.buf, view.len)
-                if count > 0:
-                    sent = count
-            if sent == view.len:
-                return None
-
-            def attempt():
-                nonlocal sent
-                cdef ssize_t n = try_send(sock.fileno(), <const char *>view.buf + sent, view.len - sent)
-                if n > 0:
-                    sent += n
-                return True if sent == view.len else None
-
-            await self._sock_wait(sock, True, attempt)
+            await self._perform(operation, True)
         finally:
-            PyBuffer_Release(&view)
-
-    async def _sendall_by_method(self, sock, data):
-        left = memoryview(data).cast("B")
-        if not self.writers_wait(sock):
-            try:
-                left = left[sock.send(left):]
-            except (BlockingIOError, InterruptedError):
-                pass
-        if not left:
-            return
-
-        def attempt():
-            nonlocal left
-            try:
-                left = left[sock.send(left):]
-            except (BlockingIOError, InterruptedError):
-                return None
-            return None if left else True
-
-        await self._sock_wait(sock, True, attempt)
+            operation.release()
 
     async def sock_sendto(self, sock, data, address):
         """asyncio.loop.sock_sendto: the number of bytes sent."""
         self.check_sock(sock)
-
-        def attempt():
-            try:
-                return sock.sendto(data, address)
-            except (BlockingIOError, InterruptedError):
-                return None
-
-        if not self.writers_wait(sock):
-            count = attempt()
-            if count is not None:
-                return count
-        return await self._sock_wait(sock, True, attempt)
+        return await self._perform(call(sock, "sendto", (data, address)), True)
 
     async def sock_accept(self, sock):
         """asyncio.loop.sock_accept: (connection, address)."""
+        cdef Accept operation
         self.check_sock(sock)
-
-        def attempt():
-            try:
-                conn, address = sock.accept()
-            except (BlockingIOError, InterruptedError):
-                return None
-            conn.setblocking(False)
-            return conn, address
-
-        if not self.readers_wait(sock):
-            result = attempt()
-            if result is not None:
-                return result
-        return await self._sock_wait(sock, False, attempt)
+        sock.fileno()
+        operation = Accept.__new__(Accept)
+        operation.sock = sock
+        return await self._perform(operation, False)
 
     async def sock_connect(self, sock, address):
         """asyncio.loop.sock_connect; host names are resolved first."""
+        cdef Connect operation
         self.check_sock(sock)
         if sock.family in (_socket.AF_INET, _socket.AF_INET6):
             resolved = await self._ensure_resolved(
@@ -316,16 +336,7 @@ cdef class SockLoop(ServingLoop):
             return
         except (BlockingIOError, InterruptedError):
             pass
-
-        def attempt():
-            error = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
-            if error != 0:
-                raise OSError(error, f"Connect call failed {address}")
-            try:
-                sock.getpeername()
-            except OSError:
-                # Woken too early: an event from before the connect.
-                return None
-            return True
-
-        await self._sock_wait(sock, True, attempt)
+        operation = Connect.__new__(Connect)
+        operation.sock = sock
+        operation.address = address
+        await self._perform(operation, True, False)

@@ -1,3 +1,5 @@
+from libc.stdint cimport uint32_t
+
 from netpoll_loop._core.descriptor cimport Descriptor
 from netpoll_loop._core.engine cimport np_kind
 from netpoll_loop._core.handles cimport Handle
@@ -14,6 +16,8 @@ cdef class FdWatch(Descriptor):
     # The socket object that registered it, by weak reference; None for a bare fd.
     cdef object owner
     cdef np_kind kind
+    # Directions whose waiters are to be woken when it runs.
+    cdef uint32_t pending_bits
 
     cdef int update(self) except -1
     cdef int push_handle(self, Handle handle) except -1
@@ -23,3 +27,4 @@ cdef class FdWatch(Descriptor):
 cdef class WatchLoop(Scheduler):
     cdef FdWatch watch_of(self, int fd, object owner)
     cdef FdWatch find_watch(self, int fd)
+    cdef FdWatch watched(self, object fileobj)

@@ -17,14 +17,12 @@ from netpoll_loop._core.stream cimport StreamTransport
 import errno
 import os
 import weakref
-from asyncio import events as _events
 
-cdef extern from "Python.h":
-    int PyObject_AsFileDescriptor(object o) except? -1
+cdef extern from "<limits.h>":
+    int INT_MAX
 
-
-cdef int fileno_of(object fileobj) except -1:
-    """selectors' own check, with its texts."""
+cdef object fileno_of(object fileobj):
+    """The number of an fd or of an object with fileno(); selectors' own check, with its texts."""
     cdef object fd
     if isinstance(fileobj, int):
         fd = fileobj
@@ -36,6 +34,22 @@ cdef int fileno_of(object fileobj) except -1:
     if fd < 0:
         raise ValueError(f"Invalid file descriptor: {fd}")
     return fd
+
+
+cdef int c_int(object fd) except -1:
+    if fd > INT_MAX:
+        raise OverflowError("Python int too large to convert to C int")
+    return fd
+
+
+cdef object reference_to(object owner):
+    """A weak reference to the object that an fd was given by; None for a bare fd."""
+    if isinstance(owner, int):
+        return None
+    try:
+        return weakref.ref(owner)
+    except TypeError:
+        return None
 
 
 cdef class FdWatch(Descriptor):
@@ -94,7 +108,7 @@ cdef class FdWatch(Descriptor):
                 else:
                     self.push_handle(self.reader)
             if self.read_waiters:
-                self.wake(self.read_waiters)
+                self.pending_bits |= NP_R
         if bits & (NP_W | NP_HUP | NP_ERR):
             if self.writer is not None:
                 if self.writer._cancelled:
@@ -103,7 +117,11 @@ cdef class FdWatch(Descriptor):
                 else:
                     self.push_handle(self.writer)
             if self.write_waiters:
-                self.wake(self.write_waiters)
+                self.pending_bits |= NP_W
+        if self.pending_bits and not self.queued:
+            # The waiters are woken when it runs, as asyncio's reader handle would.
+            self.queued = True
+            self.loop.ring_push(self)
         if self.kind == NP_LEVEL and self.desc is not NULL:
             if (bits & NP_R and self.reader is None and not self.read_waiters) or (
                 bits & NP_W and self.writer is None and not self.write_waiters
@@ -112,6 +130,16 @@ cdef class FdWatch(Descriptor):
                 self.update()
             if self.desc is not NULL:
                 self.loop.rearm.append(self)
+        return 0
+
+    cdef int run(self) except -1:
+        cdef uint32_t bits = self.pending_bits
+        self.queued = False
+        self.pending_bits = 0
+        if bits & NP_R:
+            self.wake(self.read_waiters)
+        if bits & NP_W:
+            self.wake(self.write_waiters)
         return 0
 
     cdef int on_evicted(self, bint loop_closing) except -1:
@@ -140,9 +168,10 @@ cdef class WatchLoop(Scheduler):
         return found if isinstance(found, FdWatch) else None
 
     cdef FdWatch watch_of(self, int fd, object owner):
-        """The watch of this fd for this socket object (None: a bare fd)."""
+        """The watch of this fd for this socket object (or bare fd), made if there is none."""
         cdef FdWatch watch = self.find_watch(fd)
-        if watch is not None and owner is not None and watch.owner is not None:
+        cdef object reference = reference_to(owner)
+        if watch is not None and reference is not None and watch.owner is not None:
             if watch.owner() is not owner:
                 # Another object on the same number: afresh.
                 self.close_descriptor(watch)
@@ -155,18 +184,30 @@ cdef class WatchLoop(Scheduler):
             watch = FdWatch.__new__(FdWatch)
             watch.loop = self
             watch.fd = fd
-        if owner is not None and watch.owner is None:
-            watch.owner = weakref.ref(owner)
+        if watch.owner is None:
+            watch.owner = reference
         return watch
+
+    cdef FdWatch watched(self, object fileobj):
+        """The watch that is to be taken back; None if there is none."""
+        cdef FdWatch watch
+        try:
+            fd = fileno_of(fileobj)
+        except ValueError:
+            # Closed meanwhile: selectors then looks for the object itself.
+            for entry in self.descriptors.values():
+                if isinstance(entry, FdWatch):
+                    watch = entry
+                    if watch.owner is not None and watch.owner() is fileobj:
+                        return watch
+            raise
+        return None if fd > INT_MAX else self.find_watch(fd)
 
     def _add_reader(self, fd, callback, *args):
         self._check_closed()
-        cdef int number = fileno_of(fd)
         cdef Handle handle = new_handle(self, callback, args, None, self._debug)
-        cdef FdWatch watch
-        cdef Handle former
-        watch = self.watch_of(number, None if isinstance(fd, int) else fd)
-        former = watch.reader
+        cdef FdWatch watch = self.watch_of(c_int(fileno_of(fd)), fd)
+        cdef Handle former = watch.reader
         watch.reader = handle
         try:
             watch.update()
@@ -180,8 +221,7 @@ cdef class WatchLoop(Scheduler):
     def _remove_reader(self, fd):
         if self._closed:
             return False
-        cdef int number = fileno_of(fd)
-        cdef FdWatch watch = self.find_watch(number)
+        cdef FdWatch watch = self.watched(fd)
         cdef Handle former
         if watch is None or watch.reader is None:
             return False
@@ -193,16 +233,15 @@ cdef class WatchLoop(Scheduler):
 
     def _add_writer(self, fd, callback, *args):
         self._check_closed()
-        cdef int number = fileno_of(fd)
         cdef Handle handle = new_handle(self, callback, args, None, self._debug)
-        cdef FdWatch watch
-        cdef Handle former
+        cdef int number = c_int(fileno_of(fd))
         transport = self.find_descriptor(number)
         if isinstance(transport, StreamTransport):
+            # loop.sock_sendfile sends past a transport that it has made quiet.
             (<StreamTransport>transport).watch_writable(handle)
             return handle
-        watch = self.watch_of(number, None if isinstance(fd, int) else fd)
-        former = watch.writer
+        cdef FdWatch watch = self.watch_of(number, fd)
+        cdef Handle former = watch.writer
         watch.writer = handle
         try:
             watch.update()
@@ -216,11 +255,11 @@ cdef class WatchLoop(Scheduler):
     def _remove_writer(self, fd):
         if self._closed:
             return False
-        cdef int number = fileno_of(fd)
-        transport = self.find_descriptor(number)
-        if isinstance(transport, StreamTransport):
-            return (<StreamTransport>transport).unwatch_writable()
-        cdef FdWatch watch = self.find_watch(number)
+        if isinstance(fd, int) and 0 <= fd <= INT_MAX:
+            transport = self.find_descriptor(fd)
+            if isinstance(transport, StreamTransport):
+                return (<StreamTransport>transport).unwatch_writable()
+        cdef FdWatch watch = self.watched(fd)
         cdef Handle former
         if watch is None or watch.writer is None:
             return False

@@ -121,6 +121,7 @@ static void reset(struct np_desc *d) {
     d->sent_of_head = 0;
     d->out_head = d->out_tail = NULL;
     d->in_head = d->in_tail = NULL;
+    d->in_chunks = 0;
     np_set(&d->in_bytes, (size_t)0);
     np_set(&d->in_end, 0);
     d->in_stopped = d->in_hup = 0;

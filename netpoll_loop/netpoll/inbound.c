@@ -74,6 +74,7 @@ static size_t take(struct np_engine *e, struct np_desc *d, char *buf, size_t siz
             np_lock(e, d);
             d->mine = r = d->in_head;
             d->in_head = d->in_tail = NULL;
+            d->in_chunks = 0;
             np_unlock(e, d);
             d->mine_at = 0;
             if (!r) {
@@ -160,6 +161,7 @@ void np_drop_inbound(struct np_engine *e, struct np_desc *d) {
     np_lock(e, d);
     struct np_read *list = d->in_head;
     d->in_head = d->in_tail = NULL;
+    d->in_chunks = 0;
     size_t n = np_get(&d->in_bytes);
     np_set(&d->in_bytes, (size_t)0);
     np_set(&d->in_end, 0);
@@ -178,7 +180,7 @@ void np_drop_inbound(struct np_engine *e, struct np_desc *d) {
 /* How much it may receive now; 0: stop.  Under lock. */
 static size_t room(struct np_engine *e, struct np_desc *d) {
     size_t have = np_get(&d->in_bytes);
-    if (have >= NP_INBOUND) {
+    if (have >= NP_INBOUND || d->in_chunks >= NP_INBOUND_CHUNKS) {
         d->in_stopped = 1;
         return 0;
     }
@@ -240,6 +242,7 @@ int np_net_receive(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigne
                 d->in_head = r;
             }
             d->in_tail = r;
+            d->in_chunks++;
             np_set(&d->in_bytes, np_get(&d->in_bytes) + (size_t)n);
             atomic_fetch_add(&e->in_total, (size_t)n);
             report |= NP_R;

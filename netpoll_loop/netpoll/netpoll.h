@@ -163,7 +163,9 @@ ssize_t np_sendv(np_engine *e, np_desc *d, const struct iovec *iov, int count);
 
 /* Appends to the write queue.  buf stays the caller's and must not change
  * until np_done returns the cookie.  Whoever sees the descriptor writable
- * sends it, vectored.  0, or -ENOMEM / -errno of an earlier failed send. */
+ * sends it, vectored: in NP_DEDICATED the netpoller, otherwise this call tries
+ * at once.  0, or -ENOMEM / -errno of an earlier failed send: then the cookie
+ * was not taken.  A failure of this call's own try comes as NP_W | NP_ERR. */
 int np_queue(np_engine *e, np_desc *d, const void *buf, size_t size, void *cookie);
 
 /* Sends from the queue as far as it goes; call on NP_W.  Bytes still queued,

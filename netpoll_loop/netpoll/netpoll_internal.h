@@ -41,6 +41,7 @@ enum {
 #define NP_SEND_TURN ((size_t)1024 * 1024)         /* the netpoller's turn for one descriptor */
 #define NP_SEND_WORKER ((size_t)4 * 1024 * 1024)   /* the worker's, in one np_queue or np_flush */
 #define NP_INBOUND ((size_t)256 * 1024)            /* received, undelivered bytes of one descriptor */
+#define NP_INBOUND_CHUNKS 1024                     /* chunks, so that bytes sent one by one can't grow it */
 #define NP_INBOUND_ALL ((size_t)64 * 1024 * 1024)  /* ... of the engine */
 #define NP_TICK (10 * 1000000LL)                   /* ns; as Go's sysmon */
 
@@ -188,6 +189,7 @@ struct np_desc {
     atomic_size_t in_bytes; /* received by the netpoller, not yet given to the caller: in_head's and mine's.
                                Atomic: np_more reads it without the lock. */
     atomic_int in_end;      /* NP_END_OF_FILE or -errno, after the last byte.  Atomic as above. */
+    unsigned in_chunks;     /* in in_head */
     uint8_t in_stopped;     /* readable, but at a bound: the worker submits it when there is room */
     uint8_t in_hup;         /* RDHUP, HUP or ERR was seen: a short read does not mean drained */
     struct np_ring *ring;   /* NP_LISTEN; allocated by np_open */

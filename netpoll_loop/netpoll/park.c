@@ -54,6 +54,10 @@ static void want_token(struct np_engine *e) {
 
 /* If the netpoller has it, asks for it. */
 static int take_token(struct np_engine *e) {
+    if (!e->shared) {
+        np_set(&e->token, NP_WORKER); /* for np_get_stats */
+        return 1;
+    }
     if (np_cas_sc(&e->token, NP_FREE, NP_WORKER)) {
         return 1;
     }

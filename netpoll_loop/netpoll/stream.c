@@ -333,7 +333,10 @@ ssize_t np_flush(np_engine *e, np_desc *d) {
         return rc;
     }
     np_lock(e, d);
-    int mine = begin_drain(d); /* also when it is not known to be writable: the caller asks to try */
+    /* Also when it is not known to be writable: the caller asks to try.  But if
+     * the netpoller goes on by itself, a try would only cost a system call. */
+    int others = np_offloads(e) && (d->hot_w || !np_get(&d->writable));
+    int mine = !others && begin_drain(d);
     np_unlock(e, d);
     if (mine) {
         (void)np_drain(e, d, 0, NP_SEND_WORKER);

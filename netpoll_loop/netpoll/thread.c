@@ -168,6 +168,9 @@ static void poll_once(struct np_engine *e, int64_t timeout_ns) {
         for (int i = 0; i < got; i++) {
             dispatch(e, &events[i]);
         }
+    } else if (got < 0 && got != -EINTR) { /* somebody closed all file descriptors of the process: don't spin */
+        struct timespec t = np_timespec(NP_TICK);
+        nanosleep(&t, NULL);
     }
     np_after_wait(e);
     serve_hot(e);

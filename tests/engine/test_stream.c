@@ -202,6 +202,43 @@ TEST(received_data_is_bounded_and_reading_goes_on_later, 60) {
     engine_end(e);
 }
 
+TEST(bytes_sent_one_by_one_are_bounded_too, 60) {
+    np_engine *e = engine_of(NP_DEDICATED);
+    int fds[2];
+    tcp_pair(fds);
+    int on = 1;
+    setsockopt(fds[1], IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+    enum { TOTAL = 3000, CHUNKS = 1024 };
+    np_stats s;
+    for (int i = 0; i < TOTAL; i++) {
+        uint8_t byte = pattern(8, (uint64_t)i);
+        EQ(send(fds[1], &byte, 1, 0), 1);
+        do {
+            np_get_stats(e, &s);
+        } while (i < CHUNKS && s.bytes_received <= (uint64_t)i); /* a chunk each */
+    }
+    sleep_ms(20);
+    np_get_stats(e, &s);
+    EQ(s.bytes_received, CHUNKS);
+    static uint8_t buf[TOTAL];
+    size_t at = 0;
+    while (at < TOTAL) {
+        ssize_t n = np_recv(e, d, buf, 100);
+        if (n == -EAGAIN) {
+            CHECK(wait_bits(e, "d", NP_R, 5000) & NP_R);
+            continue;
+        }
+        CHECK(n > 0);
+        verify(buf, (size_t)n, 8, at);
+        at += (size_t)n;
+    }
+    np_close(e, d);
+    close(fds[0]);
+    close(fds[1]);
+    engine_end(e);
+}
+
 TEST(received_data_is_bounded_for_the_engine, 120) {
     enum { N = 300, EACH = 300000 };
     static int fds[N][2];

@@ -1,0 +1,133 @@
+"""The three suites: what each is made of, the loop that it is measured against, and how one of its workers is started."""
+
+import abc
+import os
+import pathlib
+import platform
+import sys
+import sysconfig
+from collections.abc import Sequence
+
+from conformance import driver, loops, sources
+
+UVLOOP = sources.Sdist("uvloop", "0.23.0", "28d160f51ab4da3b187063652e643dea6831072add4adc1e6d62afbe73b6be27")
+AIOHTTP = sources.Sdist("aiohttp", "3.14.5", "5558a7f5a05af9ecf744af91e5baefc436f93c9333e656c27ec253f9a6bbe178")
+
+
+class Suite(abc.ABC):
+    name: str
+    version: str
+    #: What the reference run is called in reports.
+    reference: str
+    #: Seconds that one test may take.
+    limit: float
+
+    @abc.abstractmethod
+    def job(self, kind: str, netpoller: str) -> driver.Job:
+        """How to start a worker on that kind of loop (see `loops`)."""
+
+    @abc.abstractmethod
+    def discover(self) -> list[str]:
+        """The ids of every test that the reference run tries."""
+
+    @abc.abstractmethod
+    def module(self, test: str) -> str:
+        """The part of an id that names its file; a worker gets the tests of one file."""
+
+    def chunks(self, tests: Sequence[str]) -> list[list[str]]:
+        chunks: dict[str, list[str]] = {}
+        for test in tests:
+            chunks.setdefault(self.module(test), []).append(test)
+        return list(chunks.values())
+
+    def _environment(self, netpoller: str, *path: pathlib.Path) -> dict[str, str]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, (*path, sources.ROOT)))
+        environment["NETPOLL_LOOP_NETPOLLER"] = netpoller
+        environment.pop("PYTHONWARNINGS", None)
+        return environment
+
+
+class Uvloop(Suite):
+    name, version, reference, limit = "uvloop", UVLOOP.version, "uvloop", 90
+
+    def job(self, kind, netpoller):
+        folder = UVLOOP.unpack()
+        python = sources.environment("uvloop")
+        package = sources.HERE / "shim" if kind == loops.NETPOLL else sources.library("uvloop", self.version)
+        environment = self._environment(netpoller, package)
+        environment["CONFORMANCE_UVLOOP"] = str(folder)
+        settings = {"loop": kind, "install": False, "path": [str(folder / "conformance-tests")]}
+        return driver.Job([python, "-m", "conformance.worker"], environment, str(folder), settings, self.limit)
+
+    def discover(self):
+        folder = UVLOOP.unpack()
+        modules = [f"tests.{path.stem}" for path in sorted((folder / "tests").glob("test_*.py"))]
+        tests, notes = driver.discover(self.job(loops.STOCK, "auto"), modules)
+        for note in notes:
+            print(f"conformance: {note}")
+        # Test_AIO_... run on asyncio whatever is called uvloop.
+        return [test for test in tests if "AIO" not in test.split(".")[2]]
+
+    def module(self, test):
+        return ".".join(test.split(".")[:2])
+
+
+#: Modules of CPython's test_asyncio that don't count, and why.
+NOT_FUNCTIONAL = {
+    "test_proactor_events": "the proactor loop of another system",
+    "test_selector_events": "private internals of the selector loop, on mocked sockets and selectors",
+    "test_windows_events": "another system",
+    "test_windows_utils": "another system",
+    "test_tools": "the command line tool, no loop",
+}
+
+
+class CPython(Suite):
+    name, reference, limit = "cpython", "asyncio", 120
+    version = platform.python_version()
+
+    def job(self, kind, netpoller):
+        settings = {"loop": kind, "install": True, "path": []}
+        return driver.Job(
+            [sys.executable, "-m", "conformance.worker"],
+            self._environment(netpoller),
+            str(sources.CACHE),
+            settings,
+            self.limit,
+        )
+
+    def discover(self):
+        if not sources.has_test_package():
+            sys.exit("conformance: this Python was installed without its own tests (the package `test`)")
+        folder = pathlib.Path(sysconfig.get_path("stdlib"), "test", "test_asyncio")
+        names = [path.stem for path in sorted(folder.glob("test_*.py")) if path.stem not in NOT_FUNCTIONAL]
+        tests, notes = driver.discover(self.job(loops.STOCK, "auto"), [f"test.test_asyncio.{name}" for name in names])
+        for note in notes:
+            print(f"conformance: {note}")
+        return tests
+
+    def module(self, test):
+        return ".".join(test.split(".")[:3])
+
+
+class Aiohttp(Suite):
+    name, version, reference, limit = "aiohttp", AIOHTTP.version, "asyncio", 120
+
+    def job(self, kind, netpoller):
+        folder = AIOHTTP.unpack() / "conformance"
+        python = sources.environment("aiohttp")
+        environment = self._environment(netpoller)
+        settings = {"loop": kind, "install": True, "path": []}
+        return driver.Job([python, "-m", "conformance.pytest_worker"], environment, str(folder), settings, self.limit)
+
+    def discover(self):
+        folder = AIOHTTP.unpack()
+        tests, notes = driver.discover(self.job(loops.STOCK, "auto"), ["tests"])
+        return tests
+
+    def module(self, test):
+        return test.split("::")[0]
+
+
+SUITES: dict[str, Suite] = {suite.name: suite for suite in (Uvloop(), Aiohttp(), CPython())}
