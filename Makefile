@@ -40,7 +40,7 @@ build: setup ## build the extension modules in place (again: only what changed)
 	@$(PY) tools/build.py $(BUILD)
 
 test: build ## the engine's own tests, then the tests of the package
-	@if [ -f tests/engine/run.sh ]; then bash tests/engine/run.sh plain; fi
+	CC=$(CC) sh tests/engine/run.sh plain
 	$(PY) -m pytest $(TESTS)
 
 loadgen:
@@ -49,13 +49,15 @@ loadgen:
 demo: build loadgen ## aiohttp through the policy, under load, next to asyncio and uvloop
 	@$(PY) -m benchmarks.demo
 
-bench: build loadgen ## the benchmarks: every server, interleaved, ROUNDS rounds
-	@$(PY) -m benchmarks.run --rounds $(ROUNDS)
+bench: build loadgen ## throughput, memory and process spawning, next to uvloop and asyncio; takes minutes
+	$(PY) -m benchmarks.compare --rounds $(ROUNDS)
+	$(PY) -m benchmarks.memory
+	$(PY) -m benchmarks.subprocess_spawn --rounds $(ROUNDS)
 
 sanitize: ## the engine's own tests under the thread, address and undefined-behaviour sanitizers
-	bash tests/engine/run.sh tsan
-	bash tests/engine/run.sh asan
-	bash tests/engine/run.sh ubsan
+	CC=$(CC) sh tests/engine/run.sh tsan
+	CC=$(CC) sh tests/engine/run.sh asan
+	CC=$(CC) sh tests/engine/run.sh ubsan
 
 check: setup ## ruff (lint and format) and mypy --strict
 	$(BIN)/ruff check .
@@ -70,7 +72,7 @@ wheel: setup ## a wheel in dist/
 	$(PY) -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## remove what was built; the environments stay
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/engine/build
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	$(MAKE) --no-print-directory -C benchmarks/loadgen clean
 	rm -f netpoll_loop/_core/*.so netpoll_loop/_core/.*.so.new
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

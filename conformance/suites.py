@@ -22,6 +22,15 @@ class Suite(abc.ABC):
     #: Seconds that one test may take.
     limit: float
 
+    @staticmethod
+    def _tests_apart(folder: pathlib.Path) -> pathlib.Path:
+        """The unpacked tests without the unbuilt package beside them, which would be imported instead of the real one."""
+        apart = folder / "apart"
+        apart.mkdir(exist_ok=True)
+        if not (apart / "tests").is_symlink():
+            (apart / "tests").symlink_to(folder / "tests")
+        return apart
+
     @abc.abstractmethod
     def job(self, kind: str, netpoller: str) -> driver.Job:
         """How to start a worker on that kind of loop (see `loops`)."""
@@ -57,8 +66,9 @@ class Uvloop(Suite):
         package = sources.HERE / "shim" if kind == loops.NETPOLL else sources.library("uvloop", self.version)
         environment = self._environment(netpoller, package)
         environment["CONFORMANCE_UVLOOP"] = str(folder)
-        settings = {"loop": kind, "install": False, "path": [str(folder / "conformance-tests")]}
-        return driver.Job([python, "-m", "conformance.worker"], environment, str(folder), settings, self.limit)
+        apart = self._tests_apart(folder)
+        settings = {"loop": kind, "install": False, "path": [str(apart)]}
+        return driver.Job([python, "-m", "conformance.worker"], environment, str(apart), settings, self.limit)
 
     def discover(self):
         folder = UVLOOP.unpack()

@@ -28,7 +28,7 @@ class Forkable(typing.Protocol):
     def _after_fork_parent(self) -> None:
         """In the parent: start it again. Follows each `_before_fork`, also when the fork failed.
 
-        On Python 3.13 it comes as a callback of the loop.
+        On Python 3.13 and 3.14 it comes as a callback of the loop.
         """
 
     def _after_fork_child(self) -> None:
@@ -42,9 +42,9 @@ class Forkable(typing.Protocol):
     def is_closed(self) -> bool: ...
 
 
-# 3.13 counts threads for its DeprecationWarning after these hooks, so that one started in a hook is taken for one that
-# was there during the fork: https://github.com/python/cpython/issues/137109
-_WARNS_OF_RESTARTED_THREADS = sys.version_info[:2] == (3, 13)
+# 3.13 and 3.14.0 count threads for their DeprecationWarning after these hooks, so that one started in a hook is taken
+# for one that was there during the fork: https://github.com/python/cpython/issues/137109
+_WARNS_OF_RESTARTED_THREADS = sys.version_info[:2] in ((3, 13), (3, 14))
 
 # By id, each reference removing itself: a dict can be copied while another thread adds to it, a WeakSet can't.
 _loops: dict[int, weakref.ref[Forkable]] = {}

@@ -11,13 +11,22 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
+/* tests/engine/run.sh chaos: pauses at random after each step that another
+ * thread can see, so that windows of a few nanoseconds are hit within seconds.
+ * Nothing in a normal build. */
+#ifdef NP_CHAOS
+void np_chaos(void);
+#else
+#define np_chaos() ((void)0)
+#endif
+
 /* Shorthands: the order is part of the name, so that each use states it. */
 #define np_get(p) atomic_load_explicit((p), memory_order_relaxed)
 #define np_set(p, v) atomic_store_explicit((p), (v), memory_order_relaxed)
 #define np_get_acq(p) atomic_load_explicit((p), memory_order_acquire)
 #define np_set_rel(p, v) atomic_store_explicit((p), (v), memory_order_release)
 #define np_get_sc(p) atomic_load_explicit((p), memory_order_seq_cst)
-#define np_set_sc(p, v) atomic_store_explicit((p), (v), memory_order_seq_cst)
+#define np_set_sc(p, v) (atomic_store_explicit((p), (v), memory_order_seq_cst), np_chaos())
 #define np_swap_sc(p, v) atomic_exchange_explicit((p), (v), memory_order_seq_cst)
 
 /* A statistics counter: one thread writes it, any thread reads it.  A plain
@@ -58,6 +67,9 @@ static inline void np_spin_lock(np_spin *l) {
     }
 }
 
-static inline void np_spin_unlock(np_spin *l) { np_set_rel(l, 0u); }
+static inline void np_spin_unlock(np_spin *l) {
+    np_set_rel(l, 0u);
+    np_chaos();
+}
 
 #endif

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Builds the engine and its tests alone, without Python, and runs them.
-#   tests/engine/run.sh [plain|tsan|asan|ubsan|all] [name-part ...]
+#   tests/engine/run.sh [plain|chaos|tsan|asan|ubsan|all] [name-part ...]
+# chaos: random pauses after each step that another thread can see.
 # BUILD: where (default build/engine).  CC: gcc or clang.
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -8,7 +9,7 @@ build=${BUILD:-$root/build/engine}
 kind=${1:-plain}
 [ $# -gt 0 ] && shift
 if [ "$kind" = all ]; then
-    for k in plain tsan asan ubsan; do
+    for k in plain chaos tsan asan ubsan; do
         echo "== $k"
         "$0" "$k" "$@"
     done
@@ -16,6 +17,7 @@ if [ "$kind" = all ]; then
 fi
 case $kind in
     plain) flags="-O2" ;;
+    chaos) flags="-O2 -DNP_CHAOS" ;;
     tsan)  flags="-O1 -g -fsanitize=thread" ;;
     asan)  flags="-O1 -g -fsanitize=address,leak -fno-omit-frame-pointer" ;;
     ubsan) flags="-O1 -g -fsanitize=undefined -fno-sanitize-recover=all" ;;

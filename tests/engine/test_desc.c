@@ -259,6 +259,47 @@ TEST(a_stale_level_registration_does_not_spin_for_ever, 30) {
     }
 }
 
+/* The same trap, and the number in use again: the old file's readiness must not
+ * be reported for the new descriptor. */
+TEST(a_stale_registration_reports_nothing_for_the_numbers_next_owner, 30) {
+    for (int kind = NP_STREAM; kind <= NP_LEVEL; kind++) {
+        if (kind == NP_LISTEN) continue;
+        EACH_CONFIG(c) {
+            np_engine *e = engine(c);
+            int a[2], b[2];
+            np_event ev[8];
+            pair(a);
+            pair(b);
+            np_desc *d = np_open(e, a[0], (np_kind)kind, "old", NULL);
+            if (kind == NP_LEVEL) EQ(np_arm(e, d, NP_R), 0);
+            while (turn(e, ev, 8, 5)) { /* the first edge */
+            }
+            int copy = dup(a[0]);
+            EQ(dup2(b[0], a[0]), a[0]);
+            close(b[0]);
+            np_close(e, d);
+            np_desc *n = np_open(e, a[0], (np_kind)kind, "new", NULL);
+            CHECK(n);
+            if (kind == NP_LEVEL) EQ(np_arm(e, n, NP_R), 0);
+            while (turn(e, ev, 8, 5)) {
+            }
+            for (int i = 0; i < 5; i++) {
+                EQ(write(a[1], "x", 1), 1); /* to the old file */
+                int k = turn(e, ev, 8, 2);
+                for (int j = 0; j < k; j++) CHECK(!(ev[j].bits & NP_R));
+            }
+            EQ(write(b[1], "y", 1), 1);
+            CHECK(wait_bits(e, "new", NP_R, 2000) & NP_R);
+            np_close(e, n);
+            close(copy);
+            close(a[0]);
+            close(a[1]);
+            close(b[1]);
+            engine_end(e);
+        }
+    }
+}
+
 TEST(arming_notices_that_the_number_was_reused, 20) {
     EACH_CONFIG(c) {
         np_engine *e = engine(c);

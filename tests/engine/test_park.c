@@ -361,7 +361,150 @@ TEST(a_wake_reaches_a_worker_that_waits_for_the_token, 30) {
     engine_end(e);
 }
 
+static void *write_later(void *arg) {
+    sleep_ms(30);
+    EQ(write(*(int *)arg, "x", 1), 1);
+    return NULL;
+}
+
+TEST(a_worker_that_parks_after_a_stall_gets_the_token_and_its_events, 30) {
+    np_engine *e = engine_of(NP_AUTO);
+    np_event ev[4];
+    int fds[2];
+    char buf[4];
+    pair(fds);
+    np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+    for (uint64_t i = 1; i <= 5; i++) {
+        wait_for_stall(e, i);
+        pthread_t t;
+        pthread_create(&t, NULL, write_later, &fds[1]);
+        np_park_prepare(e);
+        EQ(np_park(e, ev, 4, now_ns() + 3000 * MS), 1);
+        EQ(np_recv(e, d, buf, 4), 1);
+        pthread_join(t, NULL);
+    }
+    np_close(e, d);
+    close(fds[0]);
+    close(fds[1]);
+    engine_end(e);
+}
+
+TEST(a_worker_that_is_back_in_the_middle_of_a_drain_is_told_to_go_on, 60) {
+    enum { SIZE = 16 << 20 };
+    uint8_t *buf = malloc(SIZE);
+    for (uint32_t round = 0; round < 8; round++) {
+        np_engine *e = engine_of(NP_AUTO);
+        int fds[2];
+        tcp_pair(fds);
+        np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+        fill(buf, SIZE, round, 0);
+        EQ(np_queue(e, d, buf, SIZE, buf), 0);
+        size_t left = np_pending(d);
+        CHECK(left > 0);
+        struct reader r = {.fd = fds[1], .seed = round, .chunk = 1 << 20};
+        wait_for_stall(e, 1);
+        reader_start(&r);
+        while (np_pending(d) == left) {
+        }
+        np_event ev[4];
+        for (int64_t end = now_ns() + 5000 * MS; np_pending(d);) {
+            CHECK(now_ns() < end);
+            int n = turn(e, ev, 4, 100);
+            for (int i = 0; i < n; i++) {
+                if (ev[i].bits & NP_W) CHECK(np_flush(e, d) >= 0);
+            }
+        }
+        np_close(e, d);
+        shutdown(fds[0], SHUT_WR);
+        reader_join(&r);
+        EQ(r.got, SIZE);
+        close(fds[0]);
+        close(fds[1]);
+        engine_end(e);
+    }
+    free(buf);
+}
+
 /* ---- Thread ---- */
+
+TEST(what_the_worker_left_unread_the_thread_finds_at_its_start, 30) {
+    struct config off = {"", NP_DEDICATED, 0};
+    for (int round = 0; round < 4; round++) {
+        np_engine *e = engine(&off);
+        int s[2], l[2], w[2];
+        char buf[16];
+        pair(s);
+        pair(l);
+        pair(w);
+        np_desc *d = np_open(e, s[0], NP_STREAM, "stream", NULL);
+        np_desc *dl = np_open(e, l[0], NP_LEVEL, "level", NULL);
+        np_desc *dw = np_open(e, w[0], NP_WAIT, "wait", NULL);
+        EQ(np_arm(e, dl, NP_R), 0);
+        EQ(write(s[1], "12345678", 8), 8);
+        EQ(write(l[1], "x", 1), 1);
+        EQ(write(w[1], "x", 1), 1);
+        CHECK(wait_bits(e, "stream", NP_R, 2000) & NP_R); /* the edge is spent */
+        if (round % 2) EQ(np_recv(e, d, buf, 4), 4);
+        EQ(np_thread_start(e), 0);
+        if (round / 2) np_thread_stop(e); /* and back at once */
+        CHECK(wait_bits(e, "stream", NP_R, 2000) & NP_R);
+        EQ(np_recv(e, d, buf, 16), round % 2 ? 4 : 8);
+        EQ(np_rearm(e, dl), 0);
+        CHECK(wait_bits(e, "level", NP_R, 2000) & NP_R);
+        np_close(e, d);
+        np_close(e, dl);
+        np_close(e, dw);
+        for (int i = 0; i < 2; i++) {
+            close(s[i]);
+            close(l[i]);
+            close(w[i]);
+        }
+        engine_end(e);
+    }
+}
+
+TEST(what_the_thread_left_unread_the_worker_finds_after_its_stop, 30) {
+    for (int started_again = 0; started_again < 2; started_again++) {
+        np_engine *e = engine_of(NP_DEDICATED);
+        int fds[2];
+        tcp_pair(fds);
+        np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+        static uint8_t buf[100000];
+        size_t put = 0, got = 0;
+        for (int idle = 0; idle < 20;) { /* fill the bound, and the kernel behind it */
+            fill(buf, 50000, 21, put);
+            ssize_t n = send(fds[1], buf, 50000, MSG_DONTWAIT | MSG_NOSIGNAL);
+            if (n > 0) {
+                put += (size_t)n;
+            } else {
+                idle++;
+                sleep_ms(2);
+            }
+        }
+        CHECK(put > 600000);
+        np_event ev[4];
+        while (turn(e, ev, 4, 20)) { /* all events are spent */
+        }
+        np_thread_stop(e);
+        if (started_again) EQ(np_thread_start(e), 0);
+        for (int64_t end = now_ns() + 5000 * MS; got < put;) {
+            ssize_t n = np_recv(e, d, buf, sizeof buf);
+            if (n > 0) {
+                verify(buf, (size_t)n, 21, got);
+                got += (size_t)n;
+            }
+            /* No more than the interface says: receive while np_more, else wait. */
+            while (got < put && !np_more(d)) {
+                CHECK(now_ns() < end);
+                turn(e, ev, 4, 100);
+            }
+        }
+        np_close(e, d);
+        close(fds[0]);
+        close(fds[1]);
+        engine_end(e);
+    }
+}
 
 static void *stop_start(void *arg) {
     for (int i = 0; i < 30; i++) {

@@ -303,6 +303,61 @@ TEST(received_data_is_bounded_for_the_engine, 120) {
     engine_end(e);
 }
 
+/* None is at its own bound: only the engine's says when they may go on. */
+TEST(descriptors_stopped_by_the_engines_bound_go_on_when_others_are_read, 60) {
+    enum { N = 320, EACH = 220 * 1024 };
+    static int fds[N][2];
+    static np_desc *d[N];
+    static size_t at[N];
+    static uint8_t buf[EACH];
+    np_engine *e = engine_of(NP_DEDICATED);
+    for (int i = 0; i < N; i++) {
+        tcp_pair(fds[i]);
+        int size = 1 << 20;
+        setsockopt(fds[i][1], SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+        d[i] = np_open(e, fds[i][0], NP_STREAM, &at[i], NULL);
+        CHECK(d[i]);
+        at[i] = 0;
+        fill(buf, EACH, (uint32_t)i, 0);
+        size_t put = 0;
+        while (put < EACH) {
+            ssize_t n = send(fds[i][1], buf + put, EACH - put, MSG_NOSIGNAL | MSG_DONTWAIT);
+            if (n > 0) put += (size_t)n;
+            else sleep_ms(1);
+        }
+    }
+    np_stats s;
+    uint64_t before;
+    do { /* until it stands still */
+        np_get_stats(e, &s);
+        before = s.bytes_received;
+        sleep_ms(100);
+        np_get_stats(e, &s);
+    } while (s.bytes_received != before);
+    CHECK(s.bytes_received >= 64 << 20);
+    size_t missing = (size_t)N * EACH;
+    np_event ev[64];
+    for (int64_t end = now_ns() + 20000 * MS; missing;) {
+        CHECK(now_ns() < end);
+        int n = turn(e, ev, 64, 1000);
+        for (int k = 0; k < n; k++) {
+            int i = (int)((size_t *)ev[k].user - at);
+            ssize_t got;
+            while ((got = np_recv(e, d[i], buf, sizeof buf)) > 0) {
+                verify(buf, (size_t)got, (uint32_t)i, at[i]);
+                at[i] += (size_t)got;
+                missing -= (size_t)got;
+            }
+        }
+    }
+    for (int i = 0; i < N; i++) {
+        np_close(e, d[i]);
+        close(fds[i][0]);
+        close(fds[i][1]);
+    }
+    engine_end(e);
+}
+
 /* Many descriptors stopped at their own bound while the engine is over half of
  * its bound: each must go on by its own room. */
 TEST(a_descriptor_at_its_bound_goes_on_though_the_engine_is_rather_full, 60) {
