@@ -15,6 +15,10 @@ cdef class Handle(Runnable):
     cdef void drop(self)
 
 
+cdef class ThreadSafeHandle(Handle):
+    pass
+
+
 cdef class TimerHandle(Handle):
     cdef public object _when
     cdef double when_seconds
@@ -23,6 +27,7 @@ cdef class TimerHandle(Handle):
 
 
 cdef Handle new_handle(object loop, object callback, object args, object context, bint debug)
+cdef Handle new_threadsafe_handle(object loop, object callback, object args, object context, bint debug)
 cdef TimerHandle new_timer(object loop, object when, double seconds, object callback, object args,
                            object context, bint debug)
 cdef int enter_call(object context, object callback, object args) except -1

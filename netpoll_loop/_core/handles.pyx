@@ -23,6 +23,8 @@ cdef extern from "Python.h":
 
 cdef object _stdlib_handle = _events.Handle
 cdef object _stdlib_timer_handle = _events.TimerHandle
+# Since 3.14 call_soon_threadsafe has a class of its own.
+cdef object _stdlib_threadsafe_handle = getattr(_events, "_ThreadSafeHandle", _events.Handle)
 cdef object _extract_stack = _format_helpers.extract_stack
 cdef object _getframe = sys._getframe
 cdef object _format_source = _format_helpers._format_callback_source
@@ -136,6 +138,14 @@ cdef class Handle(Runnable):
         return 0
 
 
+cdef class ThreadSafeHandle(Handle):
+    """What call_soon_threadsafe returns; it may be cancelled from any thread."""
+
+    @property
+    def __class__(self):
+        return _stdlib_threadsafe_handle
+
+
 cdef class TimerHandle(Handle):
     """asyncio.TimerHandle; ``when()`` is in seconds of ``loop.time()``."""
 
@@ -196,27 +206,34 @@ cdef class TimerHandle(Handle):
         return self._when
 
 
-cdef Handle new_handle(object loop, object callback, object args, object context, bint debug):
-    cdef Handle handle = Handle.__new__(Handle)
+cdef inline int fill(Handle handle, object loop, object callback, object args, object context,
+                     bint debug) except -1:
     handle._loop = loop
     handle._callback = callback
     handle._args = args
     handle._context = PyContext_CopyCurrent() if context is None else context
     if debug:
         handle._source_traceback = _extract_stack(_getframe(0))
+    return 0
+
+
+cdef Handle new_handle(object loop, object callback, object args, object context, bint debug):
+    cdef Handle handle = Handle.__new__(Handle)
+    fill(handle, loop, callback, args, context, debug)
+    return handle
+
+
+cdef Handle new_threadsafe_handle(object loop, object callback, object args, object context, bint debug):
+    cdef Handle handle = ThreadSafeHandle.__new__(ThreadSafeHandle)
+    fill(handle, loop, callback, args, context, debug)
     return handle
 
 
 cdef TimerHandle new_timer(object loop, object when, double seconds, object callback, object args,
                            object context, bint debug):
     cdef TimerHandle handle = TimerHandle.__new__(TimerHandle)
-    handle._loop = loop
-    handle._callback = callback
-    handle._args = args
-    handle._context = PyContext_CopyCurrent() if context is None else context
+    fill(handle, loop, callback, args, context, debug)
     handle._when = when
     handle.when_seconds = seconds
     handle.heap_index = -1
-    if debug:
-        handle._source_traceback = _extract_stack(_getframe(0))
     return handle

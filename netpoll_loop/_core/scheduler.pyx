@@ -21,7 +21,7 @@ from netpoll_loop._core.engine cimport (
     np_park_cancel, np_park_prepare, np_poll, np_rearm, np_set_running, np_stats, np_thread_start,
     np_thread_stop, np_wake,
 )
-from netpoll_loop._core.handles cimport Runnable, TimerHandle, new_handle, new_timer
+from netpoll_loop._core.handles cimport Runnable, TimerHandle, new_handle, new_threadsafe_handle, new_timer
 
 import os
 import time
@@ -148,7 +148,7 @@ cdef class Scheduler:
             self._check_closed()
         if self._debug:
             self._check_callback(callback, "call_soon_threadsafe")
-        cdef Handle handle = new_handle(self, callback, args, context, self._debug)
+        cdef Handle handle = new_threadsafe_handle(self, callback, args, context, self._debug)
         self.ring_push(handle)
         np_wake(self.engine)
         return handle

@@ -86,6 +86,7 @@ static ssize_t send_retry(int fd, const struct msghdr *msg) {
     do {
         n = sendmsg(fd, msg, MSG_NOSIGNAL | MSG_DONTWAIT);
     } while (n < 0 && errno == EINTR);
+    np_chaos();
     return n;
 }
 

@@ -1,5 +1,6 @@
 /* chaos.c: the random pauses of run.sh chaos (np_atomic.h). */
 #ifdef NP_CHAOS
+#include <errno.h>
 #include <sched.h>
 #include <stdint.h>
 #include <time.h>
@@ -12,6 +13,7 @@ void np_chaos(void) {
         clock_gettime(CLOCK_MONOTONIC, &t);
         state = (uint32_t)t.tv_nsec | 1; /* each run differs */
     }
+    int saved = errno;
     state ^= state << 13;
     state ^= state >> 17;
     state ^= state << 5;
@@ -21,6 +23,7 @@ void np_chaos(void) {
     } else if (state % 16 == 0) {
         sched_yield();
     }
+    errno = saved;
 }
 #else
 typedef int np_no_chaos; /* a file must not be empty */

@@ -389,6 +389,39 @@ TEST(a_worker_that_parks_after_a_stall_gets_the_token_and_its_events, 30) {
     engine_end(e);
 }
 
+/* Both threads at the write side: the worker sends, the netpoller sees the
+ * edges.  None may fall between an EAGAIN and the account of it. */
+TEST(no_edge_is_lost_while_the_worker_sends_and_the_netpoller_polls, 60) {
+    enum { SIZE = 3 << 20, ROUNDS = 40 };
+    uint8_t *buf = malloc(SIZE);
+    np_engine *e = engine_of(NP_AUTO);
+    for (uint32_t round = 0; round < ROUNDS; round++) {
+        int fds[2];
+        pair(fds);
+        np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+        fill(buf, SIZE, round, 0);
+        if (round == 0) wait_for_stall(e, 1); /* and the worker never asks for the token again */
+        struct reader r = {.fd = fds[1], .seed = round, .chunk = 1000 + round * 3000};
+        reader_start(&r);
+        for (size_t at = 0, n; at < SIZE; at += n) {
+            n = SIZE - at < 50000 ? SIZE - at : 50000;
+            ssize_t sent = round % 2 ? np_send(e, d, buf + at, n) : 0;
+            CHECK(sent >= 0);
+            if ((size_t)sent < n) EQ(np_queue(e, d, buf + at + sent, n - (size_t)sent, buf), 0);
+            for (int64_t end = now_ns() + 5000 * MS; np_pending(d) > 300000;) CHECK(now_ns() < end);
+        }
+        for (int64_t end = now_ns() + 5000 * MS; np_pending(d);) CHECK(now_ns() < end);
+        np_close(e, d);
+        shutdown(fds[0], SHUT_WR);
+        reader_join(&r);
+        EQ(r.got, SIZE);
+        close(fds[0]);
+        close(fds[1]);
+    }
+    engine_end(e);
+    free(buf);
+}
+
 TEST(a_worker_that_is_back_in_the_middle_of_a_drain_is_told_to_go_on, 60) {
     enum { SIZE = 16 << 20 };
     uint8_t *buf = malloc(SIZE);
