@@ -25,7 +25,9 @@ cdef class Scheduler:
     # The id of the thread that runs the loop, 0 while none does.
     cdef unsigned long thread_ident
 
-    # The ready queue: a ring of owned references, a power of two large.
+    # The ready queue: a ring, a power of two large.  The list owns what is in it, so
+    # that the garbage collector sees it; empty places are None.
+    cdef list ring_list
     cdef PyObject **ring
     cdef size_t ring_mask
     cdef size_t head

@@ -9,7 +9,7 @@ the ready queue from any thread and wakes the worker if it sleeps.
 """
 
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF
 from libc.math cimport ceil
@@ -31,6 +31,9 @@ from asyncio import base_events as _base_events
 from asyncio.log import logger
 
 cdef extern from "Python.h":
+    ctypedef struct PyListObject:
+        PyObject **ob_item
+    PyObject *Py_None
     void Py_DECREF(PyObject *o)
     unsigned long PyThread_get_thread_ident()
     PyObject *_PyType_Lookup(PyTypeObject *type, object name)
@@ -66,10 +69,11 @@ cdef class Scheduler:
         self.descriptors = {}
         self.still = []
         self.rearm = []
-        self.ring = <PyObject **>PyMem_Malloc(256 * sizeof(PyObject *))
+        self.ring_list = [None] * 256
+        self.ring = (<PyListObject *>self.ring_list).ob_item
         self.events = <np_event *>PyMem_Malloc(EVENTS_MAX * sizeof(np_event))
         self.scratch = <char *>PyMem_Malloc(SCRATCH_SIZE)
-        if self.ring is NULL or self.events is NULL or self.scratch is NULL:
+        if self.events is NULL or self.scratch is NULL:
             raise MemoryError
         self.ring_mask = 255
 
@@ -84,10 +88,6 @@ cdef class Scheduler:
         self.overrides_call_at = type(self).call_at is not Scheduler.call_at
 
     def __dealloc__(self):
-        while self.head != self.tail:
-            Py_DECREF(self.ring[self.head & self.ring_mask])
-            self.head += 1
-        PyMem_Free(self.ring)
         PyMem_Free(self.events)
         PyMem_Free(self.scratch)
         np_engine_free(self.engine)
@@ -96,14 +96,16 @@ cdef class Scheduler:
 
     cdef int ring_grow(self) except -1:
         cdef size_t size = self.ring_mask + 1
-        cdef size_t i
-        cdef PyObject **grown = <PyObject **>PyMem_Realloc(self.ring, 2 * size * sizeof(PyObject *))
-        if grown is NULL:
-            raise MemoryError
-        self.ring = grown
+        cdef size_t i, wrapped
+        cdef PyObject *empty
+        self.ring_list.extend([None] * size)
+        self.ring = (<PyListObject *>self.ring_list).ob_item
         # What had wrapped around goes behind the old end.
-        for i in range(self.tail & self.ring_mask):
-            grown[size + i] = grown[i]
+        wrapped = self.tail & self.ring_mask
+        for i in range(wrapped):
+            empty = self.ring[size + i]
+            self.ring[size + i] = self.ring[i]
+            self.ring[i] = empty
         self.head &= self.ring_mask
         self.tail = self.head + size
         self.ring_mask = 2 * size - 1
@@ -115,12 +117,15 @@ cdef class Scheduler:
         Py_INCREF(runnable)
         self.ring[self.tail & self.ring_mask] = <PyObject *>runnable
         self.tail += 1
+        Py_DECREF(Py_None)
         return 0
 
     cdef object ring_pop(self):
         cdef PyObject *item = self.ring[self.head & self.ring_mask]
-        self.head += 1
         cdef object runnable = <object>item
+        Py_INCREF(None)
+        self.ring[self.head & self.ring_mask] = Py_None
+        self.head += 1
         Py_DECREF(item)
         return runnable
 

@@ -180,7 +180,8 @@ struct np_desc {
     atomic_uchar writable;  /* no EAGAIN since the last edge.  Atomic: the worker's dispatch looks at it
                                without the lock (relaxed; see np_dispatch) */
     atomic_int send_err;    /* errno of a failed drain; sticky.  Atomic as above. */
-    atomic_size_t pending;  /* bytes queued, unsent.  Atomic: np_pending reads it without the lock. */
+    atomic_size_t pending;  /* bytes queued, unsent.  Atomic: np_pending reads it without the lock; stored
+                               (release) after the cookies, so that who reads (acquire) 0 finds them done */
     size_t sent_of_head;    /* bytes of the head that were sent */
     struct np_write *out_head, *out_tail;
 

@@ -51,7 +51,7 @@ void np_finish_all(struct np_engine *e, struct np_desc *d) {
     }
     d->out_head = d->out_tail = NULL;
     d->sent_of_head = 0;
-    np_set(&d->pending, (size_t)0);
+    np_set_rel(&d->pending, (size_t)0); /* last: see the field */
 }
 
 void *np_done(np_engine *e) {
@@ -184,7 +184,8 @@ static int gather(struct np_desc *d, struct iovec *iov) {
  * write was finished. */
 static int account(struct np_engine *e, struct np_desc *d, size_t n) {
     struct np_write *first = d->out_head, *last = NULL, *w = first;
-    np_set(&d->pending, np_get(&d->pending) - n);
+    size_t left = np_get(&d->pending) - n;
+    int finished = 0;
     n += d->sent_of_head;
     while (w && n >= w->size) {
         n -= w->size;
@@ -192,15 +193,16 @@ static int account(struct np_engine *e, struct np_desc *d, size_t n) {
         w = w->next;
     }
     d->sent_of_head = n;
-    if (!last) {
-        return 0;
+    if (last) {
+        d->out_head = w;
+        if (!w) {
+            d->out_tail = NULL;
+        }
+        finish(e, first, last);
+        finished = 1;
     }
-    d->out_head = w;
-    if (!w) {
-        d->out_tail = NULL;
-    }
-    finish(e, first, last);
-    return 1;
+    np_set_rel(&d->pending, left); /* last: see the field */
+    return finished;
 }
 
 int np_drain(struct np_engine *e, struct np_desc *d, int netpoller, size_t turn) {
@@ -343,10 +345,10 @@ ssize_t np_flush(np_engine *e, np_desc *d) {
         (void)np_drain(e, d, 0, NP_SEND_WORKER);
     }
     int err = np_get(&d->send_err);
-    return err ? -err : (ssize_t)np_get(&d->pending);
+    return err ? -err : (ssize_t)np_get_acq(&d->pending);
 }
 
-size_t np_pending(np_desc *d) { return d && d->kind ? np_get(&d->pending) : 0; }
+size_t np_pending(np_desc *d) { return d && d->kind ? np_get_acq(&d->pending) : 0; }
 
 void np_discard(np_engine *e, np_desc *d) {
     if (np_check(e, d, NP_STREAM) < 0) {

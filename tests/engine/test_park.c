@@ -422,6 +422,37 @@ TEST(no_edge_is_lost_while_the_worker_sends_and_the_netpoller_polls, 60) {
     free(buf);
 }
 
+/* The same with a queue that is just larger than the socket's buffer: the edge
+ * that may be lost is the only one to come. */
+TEST(not_even_the_only_edge_is_lost, 60) {
+    enum { SIZE = 12000, ROUNDS = 4000 };
+    static uint8_t buf[SIZE];
+    np_engine *e = engine_of(NP_AUTO);
+    int fds[2], small = 4608;
+    pair(fds);
+    setsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
+    np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+    struct reader r = {.fd = fds[1], .seed = 1, .chunk = SIZE};
+    reader_start(&r);
+    wait_for_stall(e, 1);
+    for (int i = 0; i < ROUNDS; i++) {
+        fill(buf, SIZE, 1, (uint64_t)i * SIZE);
+        EQ(np_queue(e, d, buf, SIZE, buf), 0);
+        for (int64_t end = now_ns() + 5000 * MS; np_pending(d);) {
+            CHECK(now_ns() < end);
+            sched_yield();
+        }
+        CHECK(np_done(e));
+    }
+    np_close(e, d);
+    shutdown(fds[0], SHUT_WR);
+    reader_join(&r);
+    EQ(r.got, SIZE * ROUNDS);
+    close(fds[0]);
+    close(fds[1]);
+    engine_end(e);
+}
+
 TEST(a_worker_that_is_back_in_the_middle_of_a_drain_is_told_to_go_on, 60) {
     enum { SIZE = 16 << 20 };
     uint8_t *buf = malloc(SIZE);
