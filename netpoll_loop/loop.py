@@ -15,11 +15,11 @@ import signal
 import socket
 import sys
 import threading
-import warnings
 import weakref
 from asyncio import events as _events
+from asyncio import sslproto as _sslproto
 from asyncio.log import logger
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from netpoll_loop import forking
@@ -231,20 +231,18 @@ class Loop(SockLoop, SubprocessMixin):
         rawsock: socket.socket,
         protocol: asyncio.BaseProtocol,
         sslcontext: Any,
-        waiter: asyncio.Future[Any] | None = None,
+        waiter: Any = None,
         *,
         server_side: bool = False,
         server_hostname: str | None = None,
         extra: dict[str, Any] | None = None,
         server: Any = None,
-        ssl_handshake_timeout: float | None = None,
-        ssl_shutdown_timeout: float | None = None,
+        ssl_handshake_timeout: Any = None,
+        ssl_shutdown_timeout: Any = None,
         **kwargs: Any,
     ) -> asyncio.Transport:
-        from asyncio import sslproto
-
         self._ensure_fd_no_transport(rawsock)
-        ssl_protocol = sslproto.SSLProtocol(
+        ssl_protocol = _sslproto.SSLProtocol(
             self,
             protocol,
             sslcontext,

@@ -106,7 +106,7 @@ def test_ipv6_datagrams_carry_four_part_addresses(run, endpoint, udp):
     run(main())
 
 
-@pytest.mark.not_on_oracle("3.11's is not an instance of DatagramTransport", sys.version_info < (3, 12))
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="asyncio's is one from 3.12 on")
 def test_a_transport_is_an_asyncio_datagram_transport(run, endpoint):
     async def main():
         transport, protocol = await endpoint(local_addr=LOCAL)
@@ -180,7 +180,7 @@ def test_an_empty_datagram_is_received(run, endpoint, udp):
     run(main())
 
 
-@pytest.mark.not_on_oracle("3.11 and 3.12 send no empty datagrams", sys.version_info < (3, 13))
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="asyncio sends empty datagrams from 3.13 on")
 def test_an_empty_datagram_is_sent(run, endpoint, udp):
     async def main():
         peer = udp()
@@ -338,7 +338,7 @@ def test_an_error_in_datagram_received_is_reported_and_the_endpoint_lives_on(run
 
 @pytest.fixture
 def stuck(endpoint, owned, tmp_path):
-    """`await stuck()` -> transport, protocol, plain peer, number of b"fill" on their way, the last one in our buffer."""
+    """`await stuck()` -> transport, protocol, plain peer, number of b"fill" sent, the last one in our buffer."""
 
     async def stuck():
         path = str(tmp_path / "peer")

@@ -311,9 +311,7 @@ def test_exec_passes_arguments_as_they_are(run):
 
 def test_stderr_may_go_to_stdout_and_output_to_nowhere(run):
     async def main():
-        process = await asyncio.create_subprocess_shell(
-            "echo out; echo err >&2", stdout=PIPE, stderr=subprocess.STDOUT
-        )
+        process = await asyncio.create_subprocess_shell("echo out; echo err >&2", stdout=PIPE, stderr=subprocess.STDOUT)
         assert await process.communicate() == (b"out\nerr\n", None)
         assert process.stdin is None
         assert process.stderr is None

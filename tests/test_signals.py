@@ -143,7 +143,9 @@ def test_under_a_runner_ctrl_c_cancels_the_main_task_first(start_child, state):
 
 
 def test_an_uncaught_ctrl_c_ends_the_program_by_the_signal(start_child):
-    child = start_child("async def main():\n    print('ready', flush=True)\n    await asyncio.sleep(100)\nrun_main(main())")
+    child = start_child(
+        "async def main():\n    print('ready', flush=True)\n    await asyncio.sleep(100)\nrun_main(main())"
+    )
     assert child.read_line() == "ready\n"
     child.kill(signal.SIGINT)
     assert child.finish().returncode == -signal.SIGINT

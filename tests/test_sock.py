@@ -858,7 +858,7 @@ CALLS = {
     "sock_sendto": lambda loop, sock: loop.sock_sendto(sock, b"x", ("127.0.0.1", 9)),
     "sock_connect": lambda loop, sock: loop.sock_connect(sock, ("127.0.0.1", 9)),
     "sock_accept": lambda loop, sock: loop.sock_accept(sock),
-    "sock_sendfile": lambda loop, sock: loop.sock_sendfile(sock, open(__file__, "rb")),  # noqa: SIM115
+    "sock_sendfile": lambda loop, sock: loop.sock_sendfile(sock, open(__file__, "rb")),
 }
 
 
@@ -938,12 +938,12 @@ def test_a_closed_socket_raises_what_asyncio_raises(run, loop, stock_loop, call)
         lambda loop, sock: loop.sock_sendto(sock, "text", ("127.0.0.1", 9)),
         lambda loop, sock: loop.sock_sendto(sock, b"x", None),
         lambda loop, sock: loop.sock_sendto(sock, b"x", 5),
-        lambda loop, sock: loop.sock_sendfile(sock, open(__file__)),  # noqa: SIM115
-        lambda loop, sock: loop.sock_sendfile(sock, open(__file__, "rb"), -1),  # noqa: SIM115
-        lambda loop, sock: loop.sock_sendfile(sock, open(__file__, "rb"), 0, 0),  # noqa: SIM115
-        lambda loop, sock: loop.sock_sendfile(sock, open(__file__, "rb"), 0, -1),  # noqa: SIM115
-        lambda loop, sock: loop.sock_sendfile(sock, open(__file__, "rb"), "0"),  # noqa: SIM115
-        lambda loop, sock: loop.sock_sendfile(sock, open(__file__, "rb"), 0, 1.5),  # noqa: SIM115
+        lambda loop, sock: loop.sock_sendfile(sock, open(__file__)),
+        lambda loop, sock: loop.sock_sendfile(sock, open(__file__, "rb"), -1),
+        lambda loop, sock: loop.sock_sendfile(sock, open(__file__, "rb"), 0, 0),
+        lambda loop, sock: loop.sock_sendfile(sock, open(__file__, "rb"), 0, -1),
+        lambda loop, sock: loop.sock_sendfile(sock, open(__file__, "rb"), "0"),
+        lambda loop, sock: loop.sock_sendfile(sock, open(__file__, "rb"), 0, 1.5),
         lambda loop, sock: loop.sock_sendfile(sock, None),
     ],
 )

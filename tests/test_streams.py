@@ -26,7 +26,6 @@ from peers import (
     is_connection_error,
     pattern,
     put_away,
-    read,
     read_exactly,
     read_to_end,
     reset,
@@ -85,9 +84,7 @@ def connect(loop, owned, tmp_path, tcp_pair, socket_pair, listener):
         elif kind == "tcp6":
             result = await tcp(factory, socket.AF_INET6)
         elif kind == "tcp_served":
-            result = await served(
-                lambda f: loop.create_server(f, "127.0.0.1", 0), None, socket.AF_INET, factory
-            )
+            result = await served(lambda f: loop.create_server(f, "127.0.0.1", 0), None, socket.AF_INET, factory)
         elif kind == "tcp_accepted":
             peer, sock = tcp_pair()
             result = (*await loop.connect_accepted_socket(factory, sock), peer)
@@ -1514,9 +1511,9 @@ def test_an_abandoned_paused_transport_is_collected_with_a_warning_and_closes_it
         transport.pause_reading()
         await turns(1)
         protocol.transport = None
-        del transport, protocol
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
+            del transport, protocol
             gc.collect()
         assert any(
             issubclass(w.category, ResourceWarning) and str(w.message).startswith("unclosed transport <")
@@ -2021,9 +2018,7 @@ async def _perform(loop, model, operations, buffered):
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     derandomize=True,
 )
-def test_any_order_of_operations_keeps_every_byte_and_the_order_of_calls(
-    run, loop, operations, keep_open, buffered
-):
+def test_any_order_of_operations_keeps_every_byte_and_the_order_of_calls(run, loop, operations, keep_open, buffered):
     model = _Model(keep_open)
     written, sent, got, aborted, closed = run(_perform(loop, model, operations, buffered))
     assert model.exc is None

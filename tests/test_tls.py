@@ -229,7 +229,9 @@ def test_start_tls_turns_a_plain_connection_into_a_secure_one_on_both_sides(
     run(main())
 
 
-def test_data_that_the_peer_sent_right_behind_its_hello_is_not_lost(run, loop, tcp_pair, server_context, client_context):
+def test_data_that_the_peer_sent_right_behind_its_hello_is_not_lost(
+    run, loop, tcp_pair, server_context, client_context
+):
     """The plain end does the handshake in one go while the loop's end has not asked for TLS yet."""
 
     async def main():
@@ -304,7 +306,9 @@ def test_start_tls_refuses_what_asyncio_refuses(run, loop, socket_pair, client_c
 # --- failing ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_authority_fails_the_handshake_on_both_sides(run, loop, exceptions, server_context, distrusting_context):
+def test_an_unknown_authority_fails_the_handshake_on_both_sides(
+    run, loop, exceptions, server_context, distrusting_context
+):
     async def main():
         made = []
 

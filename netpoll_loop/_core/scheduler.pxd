@@ -47,6 +47,8 @@ cdef class Scheduler:
     # Where streams receive into before the bytes object of the right size is made.
     cdef char *scratch
     cdef bint thread_wanted
+    # In a forked child: the engine is the parent's.
+    cdef bint forked
     # What the engine had counted when it was closed.
     cdef dict last_stats
 
@@ -56,6 +58,7 @@ cdef class Scheduler:
     cdef int turn(self) except -1
     cdef int poll(self) except -1
     cdef int park(self, int64_t deadline) except -1
+    cdef int wait_without_engine(self, int64_t deadline) except -1
     cdef int dispatch(self, int count) except -1
     cdef int run_ready(self) except -1
     cdef int run_debug(self, object runnable) except -1

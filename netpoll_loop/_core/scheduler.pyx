@@ -269,6 +269,8 @@ cdef class Scheduler:
 
     cdef int park(self, int64_t deadline) except -1:
         cdef int count
+        if self.forked:
+            return self.wait_without_engine(deadline)
         np_park_prepare(self.engine)
         if self.head != self.tail or self._stopping:
             np_park_cancel(self.engine)
@@ -278,6 +280,16 @@ cdef class Scheduler:
         # What was received is queued before a signal handler may raise.
         if count:
             self.dispatch(count)
+        return 0
+
+    cdef int wait_without_engine(self, int64_t deadline) except -1:
+        # What is ready and timers still work in a forked child, so that its exceptions and
+        # its exit get through the loop; nothing else can come.
+        if deadline < 0:
+            raise RuntimeError(
+                "This event loop was inherited from the parent process by fork: create a new one"
+            )
+        time.sleep(max(0.0, deadline * 1e-9 - monotonic()))
         return 0
 
     cdef int turn(self) except -1:
@@ -377,7 +389,10 @@ cdef class Scheduler:
         """Opens fd in the engine; one that was open under its number has to leave."""
         cdef int error = 0
         cdef np_desc *desc
-        cdef object former = self.find_descriptor(fd)
+        cdef object former
+        if self._closed:
+            self._check_closed()
+        former = self.find_descriptor(fd)
         if former is not None and former is not descriptor:
             # np_open replaces its registration: no event of it comes any more.
             (<Descriptor>former).desc = NULL
@@ -484,6 +499,7 @@ cdef class Scheduler:
 
     def _after_fork_child(self):
         self.thread_wanted = False
+        self.forked = True
         if self.engine is not NULL:
             np_fork_child(self.engine)
 

@@ -190,7 +190,10 @@ cdef class SockLoop(ServingLoop):
 
     cdef FdWatch socket_watch(self, object sock):
         """The watch of a socket that has to wait."""
-        cdef int fd = sock.fileno()
+        cdef int fd
+        if self._closed:
+            self._check_closed()
+        fd = sock.fileno()
         if fd < 0:
             raise_errno(EBADF)
         self._ensure_fd_no_transport(fd)

@@ -326,8 +326,12 @@ cdef class StreamTransport(SocketTransport):
             return 0
         try:
             PyObject_GetBuffer(buf, &view, PyBUF_WRITABLE)
-        except BaseException as exc:
-            self._fatal_error(exc, "Fatal read error on socket transport")
+        except (BufferError, TypeError):
+            # The words of socket.recv_into, which asyncio calls here.
+            self._fatal_error(
+                TypeError(f"recv_into() argument 1 must be read-write bytes-like object, not {type(buf).__name__}"),
+                "Fatal read error on socket transport",
+            )
             return 0
         count = np_recv(self.loop.engine, self.desc, view.buf, view.len)
         PyBuffer_Release(&view)

@@ -8,10 +8,10 @@
  * the open file alive, its registration lives on, reports the old data, and
  * no epoll_ctl reaches it any more: the number means another file now, or
  * none.  The tag in the data makes such an event harmless.  It cannot make it
- * stop: if it is level-triggered, each wait returns at once.  A wait that saw
- * a stale event is normal (the netpoller has an event in hand while the worker
- * closes); NP_STALE_WAITS of them in a row are that trap, and the only way out
- * is a new epoll instance.
+ * stop: if it is level-triggered, each wait returns at once.  A stale event is
+ * normal (the netpoller has it in hand while the worker closes); the same one
+ * in NP_STALE_WAITS waits in a row is that trap, and the only way out is a new
+ * epoll instance.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -84,16 +84,26 @@ void np_rebuild(struct np_engine *e) {
     np_ctl_unlock(e);
 }
 
+void np_stale(struct np_engine *e, uint64_t data) {
+    if (data == e->stale_data) {
+        e->stale_again = 1;
+    } else {
+        e->stale_other = data;
+    }
+}
+
 void np_after_wait(struct np_engine *e) {
-    if (!e->stale_seen) {
+    if (e->stale_again) {
+        if (++e->stale_waits >= NP_STALE_WAITS) {
+            e->stale_waits = 0;
+            np_rebuild(e);
+        }
+    } else {
+        e->stale_data = e->stale_other;
         e->stale_waits = 0;
-        return;
     }
-    e->stale_seen = 0;
-    if (++e->stale_waits >= NP_STALE_WAITS) {
-        e->stale_waits = 0;
-        np_rebuild(e);
-    }
+    e->stale_again = 0;
+    e->stale_other = 0;
 }
 
 unsigned np_disarm(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigned bits, int mute) {
@@ -253,6 +263,7 @@ int np_arm(np_engine *e, np_desc *d, unsigned interest) {
     np_ctl_lock(e);
     np_lock(e, d);
     d->interest = (uint8_t)interest;
+    d->tag++; /* an event that the netpoller has in hand belongs to the old interest */
     np_unlock(e, d);
     np_set(&d->disarmed, 0);
     if (interest) {

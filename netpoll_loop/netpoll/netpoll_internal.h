@@ -32,7 +32,7 @@ enum {
     NP_CHUNKS = 65536,       /* chunks at most: 16 Mi file descriptors */
     NP_SEND_IOV = 64,        /* queued buffers in one sendmsg */
     NP_RING = 16,            /* accepted, undelivered connections of a listener */
-    NP_STALE_WAITS = 32,     /* waits in a row with a stale event before the facility is rebuilt */
+    NP_STALE_WAITS = 32,     /* waits in a row with the same stale event before the facility is rebuilt */
     NP_SPARE_WRITES = 256,   /* queue nodes kept for reuse */
     NP_STACK = 256 * 1024,   /* of the netpoller thread */
     NP_SCRATCH = 256 * 1024, /* one receive of the netpoller, and its turn for one descriptor */
@@ -98,7 +98,7 @@ enum { NP_TICKING, NP_ASLEEP, NP_STOP };
  * Its registration, under ctl:
  *
  *   out (registered 0)        not in the OS facility: closed, or np_arm(0)
- *   armed                     reports its mask
+ *   armed                     reports its mask.  np_arm: tag + 1, so that nothing of before is reported
  *   disarmed                  LISTEN, LEVEL: in the facility, mute.  By whoever reported an event
  *                             for the netpoller's account -> armed by np_rearm, np_arm (worker)
  *
@@ -158,7 +158,7 @@ struct np_desc {
 
     /* Written by the worker with ctl and lock both held, so either is enough
      * to read them; the worker reads them without. */
-    uint32_t tag;     /* changes with each np_open and np_close; an event with another tag is dropped */
+    uint32_t tag;     /* changes with each np_open, np_arm and np_close; an event with another tag is dropped */
     uint8_t kind;     /* np_kind, 0: closed */
     uint8_t interest; /* NP_LISTEN, NP_LEVEL: NP_R | NP_W */
 
@@ -286,8 +286,9 @@ struct np_engine {
     char *scratch;                       /* netpoller thread only; NP_DEDICATED */
 
     /* Token holder only (handed over by the token's release and acquire). */
-    unsigned stale_waits;
-    int stale_seen;
+    unsigned stale_waits;             /* in a row with stale_data */
+    int stale_again;                  /* this wait has reported stale_data */
+    uint64_t stale_data, stale_other; /* the suspect; another stale event of this wait; 0: none */
 
     /* Serialises np_thread_start and np_thread_stop; guards the two below. */
     pthread_mutex_t threads;
@@ -365,7 +366,9 @@ void np_unregister(struct np_engine *e, struct np_desc *d);
 void np_register_all(struct np_engine *e);
 /* Replaces the facility.  Holder of the token. */
 void np_rebuild(struct np_engine *e);
-/* Counts a wait that reported a stale event; rebuilds when they don't end. */
+/* An event with an old tag; and after each wait: rebuilds when it does not end.
+ * Holder of the token. */
+void np_stale(struct np_engine *e, uint64_t data);
 void np_after_wait(struct np_engine *e);
 /* A LISTEN or LEVEL descriptor was reported: mutes it if `mute`, or takes note
  * that the OS facility did (ONCE).  The bits that are of interest; 0 if none

@@ -111,7 +111,7 @@ static unsigned dispatch(struct np_engine *e, const struct np_os_event *ev, np_e
     unsigned bits = ev->bits;
     struct np_desc *d = np_lookup(e, (int)(uint32_t)ev->data);
     if (!d || d->tag != tag || !d->kind) {
-        e->stale_seen = 1;
+        np_stale(e, ev->data);
         return 0;
     }
     out->user = d->user;

@@ -141,7 +141,7 @@ static void dispatch(struct np_engine *e, const struct np_os_event *ev) {
     }
     switch (kind) {
     case 0:
-        e->stale_seen = 1;
+        np_stale(e, ev->data);
         break;
     case NP_STREAM:
         dispatch_stream(e, d, tag, ev->bits);
@@ -162,6 +162,7 @@ static void poll_once(struct np_engine *e, int64_t timeout_ns) {
     struct np_os_event events[NP_OS_EVENTS];
     int kicked;
     int got = np_os_wait(&e->os, timeout_ns, events, NP_OS_EVENTS, &kicked);
+    np_chaos();
     np_count(&e->by_netpoller.polls, 1);
     if (got > 0) {
         np_count(&e->by_netpoller.events, got);

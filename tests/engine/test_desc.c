@@ -177,6 +177,36 @@ TEST(level_descriptors_report_until_drained_and_only_what_is_armed, 20) {
     }
 }
 
+/* The netpoller may have the event in hand while the worker removes its reader
+ * and adds another one: that one would read from an empty socket. */
+TEST(nothing_from_before_an_arm_is_reported_after_it, 60) {
+    EACH_CONFIG(c) {
+        np_engine *e = engine(c);
+        int a[2];
+        char byte;
+        np_event ev[8];
+        pair(a);
+        np_desc *d = np_open(e, a[0], NP_LEVEL, "L", NULL);
+        for (int i = 0; i < 1500; i++) {
+            EQ(np_arm(e, d, NP_R), 0);
+            EQ(write(a[1], "x", 1), 1);
+            for (volatile int spin = i % 50 * 40; spin > 0; spin--) {
+            }
+            if (i % 3 == 0) EQ(np_arm(e, d, 0), 0);
+            EQ(read(a[0], &byte, 1), 1);
+            EQ(np_arm(e, d, NP_R), 0);
+            for (int k = 0; k < 3; k++) {
+                EQ(np_poll(e, ev, 8), 0);
+                if (c->thread && i % 4 == 0) usleep(50);
+            }
+        }
+        np_close(e, d);
+        close(a[0]);
+        close(a[1]);
+        engine_end(e);
+    }
+}
+
 /* uvloop issue 61: epoll reports hang-ups for a mask of 0 too. */
 TEST(a_hung_up_peer_without_interest_does_not_spin, 20) {
     EACH_CONFIG(c) {
@@ -254,6 +284,38 @@ TEST(a_stale_level_registration_does_not_spin_for_ever, 30) {
         for (int i = 0; i < 2; i++) {
             close(live[i]);
             close(idle[i]);
+        }
+        engine_end(e);
+    }
+}
+
+TEST(several_stale_registrations_do_not_hide_each_other, 30) {
+    EACH_CONFIG(c) {
+        np_engine *e = engine(c);
+        enum { N = 5 };
+        int a[N][2], copy[N];
+        np_event ev[8];
+        for (int i = 0; i < N; i++) {
+            pair(a[i]);
+            np_desc *d = np_open(e, a[i][0], NP_LEVEL, "stale", NULL);
+            EQ(np_arm(e, d, NP_R), 0);
+            copy[i] = dup(a[i][0]);
+            close(a[i][0]);
+            np_close(e, d);
+        }
+        for (int i = 0; i < N; i++) EQ(write(a[i][1], "x", 1), 1);
+        np_park_prepare(e);
+        EQ(np_park(e, ev, 8, now_ns() + 100 * MS), 0);
+        np_stats before, after;
+        np_get_stats(e, &before);
+        CHECK(before.polls < 200);
+        np_park_prepare(e);
+        EQ(np_park(e, ev, 8, now_ns() + 100 * MS), 0);
+        np_get_stats(e, &after);
+        CHECK(after.polls - before.polls < 5);
+        for (int i = 0; i < N; i++) {
+            close(a[i][1]);
+            close(copy[i]);
         }
         engine_end(e);
     }
