@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from netpoll_loop import forking
+from netpoll_loop._core.datagram import DatagramTransport
 from netpoll_loop._core.sock import SockLoop
 from netpoll_loop._core.stream import StreamTransport
 from netpoll_loop.dns import resolve_literal
@@ -139,7 +140,7 @@ class Loop(SockLoop, SubprocessMixin):
         self._closed = True
         self._open_engine(resolve_netpoller(netpoller))
         self._old_wakeup_fd: int | None = None
-        asyncio.SelectorEventLoop.__init__(self, _EngineSelector(self))
+        super().__init__(_EngineSelector(self))
         self._transports = _Transports(self)
         forking.register(self)
 
@@ -212,6 +213,11 @@ class Loop(SockLoop, SubprocessMixin):
             self._restore_wakeup_fd(self._csock.fileno())
         return removed
 
+    def _stop_serving(self, sock: socket.socket) -> None:
+        self._stop_listening(sock)
+        # Closes the socket, and from 3.13 on unlinks the path of a Unix one.
+        super()._stop_serving(sock)
+
     # ---- transports -----------------------------------------------------------------
 
     def _make_socket_transport(
@@ -225,6 +231,17 @@ class Loop(SockLoop, SubprocessMixin):
     ) -> asyncio.Transport:
         self._ensure_fd_no_transport(sock)
         return StreamTransport(self, sock, protocol, waiter, extra, server)
+
+    def _make_datagram_transport(
+        self,
+        sock: socket.socket,
+        protocol: asyncio.DatagramProtocol,
+        address: Any = None,
+        waiter: asyncio.Future[Any] | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> asyncio.DatagramTransport:
+        self._ensure_fd_no_transport(sock)
+        return DatagramTransport(self, sock, protocol, address, waiter, extra)
 
     def _make_ssl_transport(
         self,

@@ -108,6 +108,12 @@ class SubprocessMixin(asyncio.SelectorEventLoop):
             return await super()._make_subprocess_transport(  # type: ignore[misc,no-any-return]
                 protocol, args, shell, stdin, stdout, stderr, bufsize, extra=extra, **kwargs
             )
+        watcher = getattr(asyncio.get_event_loop_policy(), "_watcher", None) if sys.version_info < (3, 14) else None
+        if watcher is not None and not watcher.is_active():
+            # One that the user has set. It isn't asked for this child, yet asyncio documents this answer.
+            raise RuntimeError(
+                "asyncio.get_child_watcher() is not activated, subprocess support is not installed."
+            )
         waiter = self.create_future()
         transport = _UnixSubprocessTransport(
             self, protocol, args, shell, stdin, stdout, stderr, bufsize, waiter=waiter, extra=extra, **kwargs

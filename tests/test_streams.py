@@ -415,8 +415,8 @@ def test_a_queued_buffer_may_be_changed_and_resized(run, connect, wrap, how):
 def test_write_refuses_what_is_not_bytes_like(run, connect, data):
     async def main():
         transport, _, _ = await connect()
-        expected = f"data argument must be a bytes-like object, not {type(data).__name__!r}"
-        with pytest.raises(TypeError, match=re.escape(expected)):
+        expected = "(a bytes-like|a bytes, bytearray, or memoryview) object"  # the second from 3.14 on
+        with pytest.raises(TypeError, match=f"data argument must be {expected}, not {type(data).__name__!r}"):
             transport.write(data)
         assert not transport.is_closing()
 
@@ -426,7 +426,7 @@ def test_write_refuses_what_is_not_bytes_like(run, connect, data):
 def test_writelines_refuses_what_is_not_bytes_like_and_sends_none_of_it(run, connect):
     async def main():
         transport, _, peer = await connect()
-        for lines in (["text"], [b"ok", "text"], [b"ok", None], 5):
+        for lines in (["text"], [b"ok", "text"], [b"ok", 5], 5):
             with pytest.raises(TypeError):
                 transport.writelines(lines)
         transport.write(b"after")

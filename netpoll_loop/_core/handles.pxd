@@ -1,5 +1,6 @@
 cdef class Runnable:
     cdef int run(self) except -1
+    cdef int failed(self, object loop, object exc) except -1
 
 
 cdef class Handle(Runnable):

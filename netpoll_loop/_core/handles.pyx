@@ -68,7 +68,13 @@ cdef class Runnable:
     """Something that the loop can run once it is at the head of the ready queue."""
 
     cdef int run(self) except -1:
+        """Runs it; what it raises goes to failed(), but for SystemExit and KeyboardInterrupt."""
         raise NotImplementedError
+
+    cdef int failed(self, object loop, object exc) except -1:
+        """Reports what run() has raised."""
+        loop.call_exception_handler({"message": f"Exception in callback {self!r}", "exception": exc})
+        return 0
 
 
 cdef class Handle(Runnable):
@@ -112,29 +118,27 @@ cdef class Handle(Runnable):
         return bool(self._cancelled)
 
     def _run(self):
-        self.run()
-        self = None
-
-    cdef int run(self) except -1:
-        cdef object callback, args
-        if self._cancelled:
-            return 0
-        callback = self._callback
-        args = self._args
+        """asyncio's private name for the run; an error of the callback is reported, not raised."""
         try:
-            enter_call(self._context, callback, args)
+            self.run()
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
-            message = _format_callback(callback, args, self._loop.get_debug())
-            context = {
-                "message": f"Exception in callback {message}",
-                "exception": exc,
-                "handle": self,
-            }
-            if self._source_traceback:
-                context["source_traceback"] = self._source_traceback
-            self._loop.call_exception_handler(context)
+            self.failed(self._loop, exc)
+        # Breaks a cycle when there was an exception.
+        self = None
+
+    cdef int run(self) except -1:
+        if not self._cancelled:
+            enter_call(self._context, self._callback, self._args)
+        return 0
+
+    cdef int failed(self, object loop, object exc) except -1:
+        text = _format_callback(self._callback, self._args, loop.get_debug())
+        context = {"message": f"Exception in callback {text}", "exception": exc, "handle": self}
+        if self._source_traceback:
+            context["source_traceback"] = self._source_traceback
+        loop.call_exception_handler(context)
         return 0
 
 

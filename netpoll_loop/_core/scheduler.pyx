@@ -28,7 +28,6 @@ import time
 import warnings
 import weakref
 from asyncio import base_events as _base_events
-from asyncio.log import logger
 
 cdef extern from "Python.h":
     ctypedef struct PyListObject:
@@ -241,9 +240,16 @@ cdef class Scheduler:
         return <int64_t>ceil(when * 1e9)
 
     cdef int dispatch(self, int count) except -1:
-        cdef int i
-        for i in range(count):
-            (<Descriptor>self.events[i].user).on_ready(self.events[i].bits)
+        cdef int i = 0
+        cdef Descriptor descriptor = None
+        while i < count:
+            try:
+                while i < count:
+                    descriptor = <Descriptor>self.events[i].user
+                    i += 1
+                    descriptor.on_ready(self.events[i - 1].bits)
+            except BaseException as exc:
+                descriptor.failed(self, exc)
         return 0
 
     cdef int poll(self) except -1:
@@ -307,17 +313,27 @@ cdef class Scheduler:
 
     cdef int run_ready(self) except -1:
         cdef size_t todo = self.tail - self.head
-        cdef object runnable
+        cdef object runnable = None
         try:
-            while todo and self.head != self.tail:
-                todo -= 1
-                runnable = self.ring_pop()
-                if self._debug:
-                    self.run_debug(runnable)
-                elif isinstance(runnable, Runnable):
-                    (<Runnable>runnable).run()
-                elif not runnable._cancelled:
-                    runnable._run()
+            while todo:
+                # Around the loop, not in it: entering a try block has its price.
+                try:
+                    while todo and self.head != self.tail:
+                        todo -= 1
+                        runnable = self.ring_pop()
+                        if self._debug:
+                            self.run_debug(runnable)
+                        elif isinstance(runnable, Runnable):
+                            (<Runnable>runnable).run()
+                        elif not runnable._cancelled:
+                            runnable._run()
+                    todo = 0
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as exc:
+                    if not isinstance(runnable, Runnable):
+                        raise
+                    (<Runnable>runnable).failed(self, exc)
         finally:
             if self.rearm:
                 self.arm_again()
@@ -336,7 +352,8 @@ cdef class Scheduler:
             duration = self.time() - start
             if duration >= self.slow_callback_duration:
                 name = _format_handle(runnable) if hasattr(runnable, "_callback") else str(runnable)
-                logger.warning("Executing %s took %.3f seconds", name, duration)
+                # Looked up now: it is what asyncio's own loop would log through.
+                _base_events.logger.warning("Executing %s took %.3f seconds", name, duration)
         finally:
             self._current_handle = None
         return 0

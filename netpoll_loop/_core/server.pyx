@@ -217,8 +217,7 @@ cdef class ServingLoop(WatchLoop):
         Listener(self, sock, protocol_factory, sslcontext, server, backlog,
                  ssl_handshake_timeout, ssl_shutdown_timeout).start()
 
-    def _stop_serving(self, sock):
+    def _stop_listening(self, sock):
         listener = self.find_descriptor(sock.fileno())
         if isinstance(listener, Listener):
             listener.stop()
-        sock.close()

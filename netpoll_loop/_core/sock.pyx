@@ -225,16 +225,19 @@ cdef class SockLoop(ServingLoop):
             raise
         return waiter
 
-    cdef int leave(self, FdWatch watch, object waiters, object waiter) except -1:
-        # No longer waiting, for whatever reason; an eviction has cleared the queue.
+    cdef int take_out(self, object waiters, object waiter) except -1:
+        # An eviction has cleared the queue.
         try:
             waiters.remove(waiter)
         except ValueError:
             pass
         return 0
 
-    cdef int pass_on(self, FdWatch watch, object waiters) except -1:
-        # Done, or cancelled: the next one in the queue may try.
+    cdef int leave(self, FdWatch watch, object waiters, object waiter) except -1:
+        # Done, failed or cancelled: the next one in the queue may try.
+        self.take_out(waiters, waiter)
+        if not watch.read_waiters and not watch.write_waiters:
+            watch.unpin()
         if watch.desc is NULL:
             return 0
         if waiters:
@@ -254,21 +257,20 @@ cdef class SockLoop(ServingLoop):
             if result is not None:
                 return result
         watch = self.socket_watch(sock)
-        sock = None
         waiters = watch.write_waiters if write else watch.read_waiters
         while True:
+            watch.pin(sock)
             waiter = self.park_on(watch, waiters, again)
             try:
                 await waiter
                 result = operation.attempt()
             except BaseException:
                 self.leave(watch, waiters, waiter)
-                self.pass_on(watch, waiters)
                 raise
-            self.leave(watch, waiters, waiter)
             if result is not None:
-                self.pass_on(watch, waiters)
+                self.leave(watch, waiters, waiter)
                 return result
+            self.take_out(waiters, waiter)
             again = True
 
     async def sock_recv(self, sock, n):

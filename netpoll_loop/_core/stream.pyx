@@ -72,6 +72,9 @@ cdef object TransportSocket = _trsock.TransportSocket
 cdef object set_result_unless_cancelled = _futures._set_result_unless_cancelled
 cdef int LOG_THRESHOLD = _constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES
 cdef bint attach_takes_transport = sys.version_info >= (3, 13)
+cdef str WRITABLE_TYPES = (
+    "bytes, bytearray, or memoryview object" if sys.version_info >= (3, 14) else "bytes-like object"
+)
 cdef object s_data_received = "data_received"
 cdef object s_get_buffer = "get_buffer"
 cdef object s_buffer_updated = "buffer_updated"
@@ -203,7 +206,10 @@ cdef class StreamTransport(SocketTransport):
 
     def set_protocol(self, protocol):
         """asyncio.BaseTransport.set_protocol."""
-        self.buffered = isinstance(protocol, BufferedProtocol)
+        # asyncio asks for the class; uvloop, and so its users, also for the methods.
+        self.buffered = isinstance(protocol, BufferedProtocol) or (
+            hasattr(protocol, "get_buffer") and not hasattr(protocol, "data_received")
+        )
         self.protocol = protocol
 
     def get_protocol(self):
@@ -274,8 +280,8 @@ cdef class StreamTransport(SocketTransport):
                 handle = self.sendfile_writer
                 self.sendfile_writer = None
                 self.loop.ring_push(handle)
-            if self.writing:
-                context = self.write_context
+            if self.writing or bits & NP_ERR:
+                context = self.write_context if self.writing else self.context
                 PyContext_Enter(context)
                 try:
                     self.write_progress()
@@ -381,9 +387,7 @@ cdef class StreamTransport(SocketTransport):
             self.send_or_queue(data, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
             return
         if not isinstance(data, (bytearray, memoryview)):
-            raise TypeError(
-                f"data argument must be a bytes-like object, not {type(data).__name__!r}"
-            )
+            raise TypeError(f"data argument must be a {WRITABLE_TYPES}, not {type(data).__name__!r}")
         if self._eof:
             raise RuntimeError("Cannot call write() after write_eof()")
         try:
@@ -434,7 +438,9 @@ cdef class StreamTransport(SocketTransport):
         if error < 0:
             Py_DECREF(<void *>data)
             self._fatal_error(os_error(error), "Fatal write error on socket transport")
-            return 0
+        elif np_pending(self.desc) == 0:
+            # The engine has sent it already, or failed to: no event need come of it.
+            self.write_progress()
         return 0
 
     cdef int begin_queueing(self) except -1:
@@ -508,6 +514,7 @@ cdef class StreamTransport(SocketTransport):
 
     cdef int write_progress(self) except -1:
         cdef ssize_t left
+        cdef bint was_writing = self.writing
         if self._conn_lost:
             return 0
         left = np_flush(self.loop.engine, self.desc)
@@ -520,7 +527,7 @@ cdef class StreamTransport(SocketTransport):
                 self.empty_waiter.set_exception(exc)
             return 0
         self.resume_protocol()
-        if self.desc is NULL or np_pending(self.desc):
+        if not was_writing or self.desc is NULL or np_pending(self.desc):
             return 0
         self.writing = False
         self.write_context = None

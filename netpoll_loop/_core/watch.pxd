@@ -15,6 +15,8 @@ cdef class FdWatch(Descriptor):
     cdef object write_waiters
     # The socket object that registered it, by weak reference; None for a bare fd.
     cdef object owner
+    # The socket that sock_* coroutines wait on; pinned: close() by others waits for them.
+    cdef object pinned
     cdef np_kind kind
     # Directions whose waiters are to be woken when it runs.
     cdef uint32_t pending_bits
@@ -22,6 +24,8 @@ cdef class FdWatch(Descriptor):
     cdef int update(self) except -1
     cdef int push_handle(self, Handle handle) except -1
     cdef int wake(self, object waiters) except -1
+    cdef int pin(self, object sock) except -1
+    cdef int unpin(self) except -1
 
 
 cdef class WatchLoop(Scheduler):

@@ -16,6 +16,7 @@ from netpoll_loop._core.stream cimport StreamTransport
 
 import errno
 import os
+import socket
 import weakref
 
 cdef extern from "<limits.h>":
@@ -99,6 +100,23 @@ cdef class FdWatch(Descriptor):
             waiters.popleft()
         return 0
 
+    cdef int pin(self, object sock) except -1:
+        if self.pinned is None and isinstance(sock, socket.socket):
+            sock._io_refs += 1
+            self.pinned = sock
+        return 0
+
+    cdef int unpin(self) except -1:
+        cdef object sock = self.pinned
+        if sock is None:
+            return 0
+        self.pinned = None
+        if sock._closed and sock._io_refs == 1:
+            # Closed by its owner meanwhile: its number is freed now.
+            self.loop.close_descriptor(self)
+        sock._decref_socketios()
+        return 0
+
     cdef int on_ready(self, uint32_t bits) except -1:
         if bits & (NP_R | NP_HUP | NP_ERR):
             if self.reader is not None:
@@ -157,6 +175,7 @@ cdef class FdWatch(Descriptor):
                         waiter.set_exception(OSError(errno.EBADF, os.strerror(errno.EBADF)))
         self.read_waiters.clear()
         self.write_waiters.clear()
+        self.unpin()
         return 0
 
 
