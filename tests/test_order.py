@@ -15,6 +15,8 @@ import time
 
 import pytest
 
+import netpoll_loop
+
 #: In these modes a log is compared with stock asyncio's whole, else lane by lane.
 EXACT = ("auto", "inline", "asyncio")
 
@@ -86,11 +88,20 @@ def record(loop, scenario):
 
 
 @pytest.fixture
-def compare(loop, stock_loop, mode):
+def compare(loop, stock_loop, mode, oracle):
     """Runs the scenario on both loops and compares the logs as exactly as the mode promises."""
 
+    def takeovers():
+        return netpoll_loop.stats(loop).stalls if mode == "auto" and not oracle else 0
+
     def compare(scenario):
-        expected, got = record(stock_loop, scenario), record(loop, scenario)
+        expected = record(stock_loop, scenario)
+        for _ in range(10):
+            before = takeovers()
+            got = record(loop, scenario)
+            if takeovers() == before:
+                break
+            # On a busy machine a turn can last two ticks: then the netpoller polled, and the order is not promised.
         if mode in EXACT:
             assert got.events == expected.events
         else:
