@@ -259,6 +259,8 @@ cdef class Scheduler:
         cdef Descriptor descriptor
         cdef int count = np_poll(self.engine, self.events, EVENTS_MAX)
         if count:
+            if count < 0:
+                raise OSError(-count, os.strerror(-count))
             self.dispatch(count)
         if self.still:
             still = self.still
@@ -285,6 +287,8 @@ cdef class Scheduler:
             count = np_park(self.engine, self.events, EVENTS_MAX, deadline)
         # What was received is queued before a signal handler may raise.
         if count:
+            if count < 0:
+                raise OSError(-count, os.strerror(-count))
             self.dispatch(count)
         return 0
 

@@ -103,8 +103,8 @@ void np_get_stats(np_engine *e, np_stats *out);
 
 /* ---- Waiting (worker) ---------------------------------------------------- */
 
-/* Reports at most max events without blocking, 0 if there are none.  Counts as
- * one turn of the worker (the tick looks at it). */
+/* Reports at most max events without blocking, 0 if there are none; -errno if
+ * the OS facility fails (closed behind our back).  Counts as one turn of the worker (the tick looks at it). */
 int np_poll(np_engine *e, np_event *out, int max);
 
 /* To block: np_park_prepare publishes "asleep"; the caller then looks at its
@@ -112,7 +112,7 @@ int np_poll(np_engine *e, np_event *out, int max);
  * something).  A np_wake after np_park_prepare is never missed.
  * np_park: until an event, np_wake, a signal, or the deadline (absolute ns of
  * CLOCK_MONOTONIC; -1: no deadline).  Returns the number of events, 0 for any
- * other reason. */
+ * other reason, -errno if the OS facility fails. */
 void np_park_prepare(np_engine *e);
 void np_park_cancel(np_engine *e);
 int np_park(np_engine *e, np_event *out, int max, int64_t deadline_ns);

@@ -186,8 +186,9 @@ static int take_ready(struct np_engine *e, np_event *out, int max) {
 /* ---- Poll and park ------------------------------------------------------------------------ */
 
 /* One wait with the token.  Number of events for the caller, -1: none, but
- * something came (filtered, kick); -2: nothing, time is over or a signal. */
-enum { NOTHING_FOR_US = -1, OVER = -2 };
+ * something came (filtered, kick); -2: nothing, time is over or a signal;
+ * FAILED - errno: the facility itself failed (closed behind our back). */
+enum { NOTHING_FOR_US = -1, OVER = -2, FAILED = -100 };
 
 static int wait_here(struct np_engine *e, np_event *out, int max, int64_t timeout_ns) {
     struct np_os_event events[NP_OS_EVENTS];
@@ -204,6 +205,9 @@ static int wait_here(struct np_engine *e, np_event *out, int max, int64_t timeou
         }
     }
     np_after_wait(e);
+    if (got < 0 && got != -EINTR) {
+        return FAILED + got;
+    }
     return n > 0 ? n : got > 0 || kicked ? NOTHING_FOR_US : OVER;
 }
 
@@ -218,7 +222,10 @@ int np_poll(np_engine *e, np_event *out, int max) {
     }
     int got = wait_here(e, out + n, max - n, 0);
     release_token(e);
-    return got > 0 ? n + got : n;
+    if (got > 0) {
+        return n + got;
+    }
+    return n == 0 && got < FAILED ? got - FAILED : n;
 }
 
 /* Must not sleep: something came since the last look. */
@@ -275,7 +282,7 @@ int np_park(np_engine *e, np_event *out, int max, int64_t deadline_ns) {
             n = take_ready(e, out, max); /* it may have come in the same moment */
             break;
         }
-        if (n > 0) {
+        if (n > 0 || n < FAILED) {
             break;
         }
     }
@@ -284,5 +291,8 @@ int np_park(np_engine *e, np_event *out, int max, int64_t deadline_ns) {
     }
     count_turn(e);
     unpark(e);
+    if (n < FAILED) {
+        return n - FAILED;
+    }
     return n > 0 ? n : 0;
 }
