@@ -156,9 +156,10 @@ class Loop(SockLoop, SubprocessMixin):
     def _run_forever_setup(self) -> None:
         self._check_closed()
         self._check_running()
+        # First what can fail: the netpoller thread of "dedicated".
+        self._enter_run()
         self._set_coroutine_origin_tracking(self._debug)
         self._old_agen_hooks = sys.get_asyncgen_hooks()
-        self._enter_run()
         self._thread_id = threading.get_ident()
         sys.set_asyncgen_hooks(firstiter=self._asyncgen_firstiter_hook, finalizer=self._asyncgen_finalizer_hook)
         if threading.current_thread() is threading.main_thread():

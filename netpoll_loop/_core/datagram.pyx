@@ -10,7 +10,7 @@ from cpython.contextvars cimport PyContext_CopyCurrent, PyContext_Enter, PyConte
 from libc.stdint cimport uint32_t
 
 from netpoll_loop._core.engine cimport NP_ERR, NP_HUP, NP_R, NP_W, NP_WAIT
-from netpoll_loop._core.scheduler cimport SCRATCH_SIZE, Scheduler
+from netpoll_loop._core.scheduler cimport SCRATCH_SIZE
 from netpoll_loop._core.transport cimport SocketTransport
 
 import collections

@@ -13,7 +13,7 @@ cdef class Handle(Runnable):
     cdef public bint _cancelled
     cdef object __weakref__
 
-    cdef void drop(self)
+    cdef void drop(self) noexcept
 
 
 cdef class ThreadSafeHandle(Handle):

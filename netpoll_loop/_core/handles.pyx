@@ -100,7 +100,7 @@ cdef class Handle(Runnable):
         """The contextvars.Context in which the callback runs."""
         return self._context
 
-    cdef void drop(self):
+    cdef void drop(self) noexcept:
         self._callback = None
         self._args = None
 

@@ -22,8 +22,6 @@ cdef class Scheduler:
     cdef public bint _stopping
     cdef public bint _debug
     cdef public object _thread_id
-    # The id of the thread that runs the loop, 0 while none does.
-    cdef unsigned long thread_ident
 
     # The ready queue: a ring, a power of two large.  The list owns what is in it, so
     # that the garbage collector sees it; empty places are None.
@@ -65,7 +63,7 @@ cdef class Scheduler:
     cdef int64_t deadline(self) except? -2
     cdef double now(self) except? -1.0
     cdef bint clock_is_own(self)
-    cdef void reap(self)
+    cdef void reap(self) noexcept
     cdef object add_timer(self, object when, object callback, object args, object context)
     cdef np_desc *open_descriptor(self, Descriptor descriptor, int fd, np_kind kind) except NULL
     cdef object find_descriptor(self, object fd)

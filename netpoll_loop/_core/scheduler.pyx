@@ -13,11 +13,10 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_INCREF
 from libc.math cimport ceil
-from libc.stdint cimport INT64_MAX
 
 from netpoll_loop._core.engine cimport (
     NP_AUTO, NP_DEDICATED, NP_INLINE, NP_POLLER_NETPOLLER, NP_POLLER_WORKER, np_close, np_done,
-    np_engine_free, np_engine_new, np_fork_child, np_get_stats, np_more, np_open, np_park,
+    np_engine_free, np_engine_new, np_fork_child, np_get_stats, np_open, np_park,
     np_park_cancel, np_park_prepare, np_poll, np_rearm, np_set_running, np_stats, np_thread_start,
     np_thread_stop, np_wake,
 )
@@ -34,7 +33,6 @@ cdef extern from "Python.h":
         PyObject **ob_item
     PyObject *Py_None
     void Py_DECREF(PyObject *o)
-    unsigned long PyThread_get_thread_ident()
     PyObject *_PyType_Lookup(PyTypeObject *type, object name)
     PyTypeObject *Py_TYPE(object o)
     object PyObject_GenericGetDict(object o, void *context)
@@ -371,7 +369,7 @@ cdef class Scheduler:
             if descriptor.desc is not NULL:
                 np_rearm(self.engine, descriptor.desc)
 
-    cdef void reap(self):
+    cdef void reap(self) noexcept:
         # Drops the references that the engine's write queue no longer needs.
         cdef void *cookie = np_done(self.engine)
         while cookie is not NULL:
@@ -395,14 +393,12 @@ cdef class Scheduler:
                 return
 
     def _enter_run(self):
-        self.thread_ident = PyThread_get_thread_ident()
         if self._mode == "dedicated":
             self.need_netpoller()
         np_set_running(self.engine, 1)
 
     def _leave_run(self):
         np_set_running(self.engine, 0)
-        self.thread_ident = 0
 
     # ---- descriptors --------------------------------------------------------
 

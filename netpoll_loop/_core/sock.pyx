@@ -137,7 +137,7 @@ cdef class SendAll(Operation):
             self.left = memoryview(data).cast("B")
         return 0
 
-    cdef void release(self):
+    cdef void release(self) noexcept:
         if self.held:
             self.held = False
             self.left = None

@@ -17,21 +17,18 @@ from libc.string cimport memcpy
 
 from netpoll_loop._core.address cimport RAW_SIZE, address_object
 from netpoll_loop._core.engine cimport (
-    NP_ERR, NP_HUP, NP_R, NP_STREAM, NP_W, iovec, np_close, np_discard, np_flush, np_more,
+    NP_ERR, NP_HUP, NP_R, NP_STREAM, NP_W, iovec, np_discard, np_flush, np_more,
     np_notify_writable, np_pending, np_queue, np_recv, np_send, np_sendv,
 )
 from netpoll_loop._core.scheduler cimport SCRATCH_SIZE, Scheduler
 from netpoll_loop._core.transport cimport SocketTransport, os_error
 
 import os
-import socket as _socket
 import sys
-import warnings
 from asyncio import constants as _constants
 from asyncio import futures as _futures
 from asyncio import protocols as _protocols
 from asyncio import transports as _transports
-from asyncio import trsock as _trsock
 from asyncio.log import logger
 
 cdef extern from "Python.h":
@@ -53,9 +50,6 @@ cdef extern from "<netinet/in.h>" nogil:
 cdef extern from "<netinet/tcp.h>" nogil:
     int TCP_NODELAY
 
-cdef extern from "<unistd.h>" nogil:
-    int c_close "close"(int fd)
-
 cdef extern from "<poll.h>" nogil:
     cdef struct pollfd:
         int fd
@@ -68,7 +62,6 @@ cdef enum:
     IOV_MAX = 64
 
 cdef object BufferedProtocol = _protocols.BufferedProtocol
-cdef object TransportSocket = _trsock.TransportSocket
 cdef object set_result_unless_cancelled = _futures._set_result_unless_cancelled
 cdef int LOG_THRESHOLD = _constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES
 cdef bint attach_takes_transport = sys.version_info >= (3, 13)
