@@ -17,7 +17,7 @@ from netpoll_loop._core.engine cimport (
     NP_LISTEN, NP_R, np_accept, np_accepted, np_arm,
 )
 from netpoll_loop._core.stream cimport accepted_stream
-from netpoll_loop._core.watch cimport WatchLoop
+from netpoll_loop._core.watch cimport WatchLoop, fileno_of
 
 import os
 import socket as _socket
@@ -85,7 +85,7 @@ cdef class Listener(Descriptor):
                  handshake_timeout, shutdown_timeout):
         self.loop = loop
         self.sock = sock
-        self.fd = sock.fileno()
+        self.fd = fileno_of(sock)
         self.family = sock.family
         self.proto = sock.proto
         self.protocol_factory = protocol_factory

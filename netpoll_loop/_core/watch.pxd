@@ -6,6 +6,9 @@ from netpoll_loop._core.handles cimport Handle
 from netpoll_loop._core.scheduler cimport Scheduler
 
 
+cdef object fileno_of(object fileobj)
+
+
 cdef class FdWatch(Descriptor):
     cdef WatchLoop loop
     cdef Handle reader

@@ -16,7 +16,6 @@ from netpoll_loop._core.stream cimport StreamTransport
 
 import errno
 import os
-import socket
 import weakref
 
 cdef extern from "<limits.h>":
@@ -101,7 +100,8 @@ cdef class FdWatch(Descriptor):
         return 0
 
     cdef int pin(self, object sock) except -1:
-        if self.pinned is None and isinstance(sock, socket.socket):
+        # Objects that only look like a socket have nothing to pin by.
+        if self.pinned is None and isinstance(getattr(sock, "_io_refs", None), int):
             sock._io_refs += 1
             self.pinned = sock
         return 0
