@@ -1,20 +1,184 @@
-import argparse, json, sys, collections
-from conformance import suites, driver, loops
-p = argparse.ArgumentParser(); p.add_argument("suite"); p.add_argument("--netpoller", default="auto"); p.add_argument("--loop", default="netpoll"); p.add_argument("-k"); p.add_argument("--json"); p.add_argument("--ids")
-a = p.parse_args()
-suite = suites.SUITES[a.suite]
-suites.sources.CACHE.mkdir(exist_ok=True)
-ids = suite.discover() if not a.ids else [t for t,o in json.load(open(a.ids)).items() if o["outcome"]=="pass"]
-if a.k: ids = [i for i in ids if a.k in i]
-print(len(ids), "tests", flush=True)
+"""The command: python -m conformance uvloop|aiohttp|cpython. See the package's docstring."""
+
+import argparse
+import collections
+import json
+import re
+import sys
 import time
-allr = {}
-t0=time.time()
-for chunk in suite.chunks(ids):
-    t=time.time()
-    def rep(i, o):
-        if o.outcome not in ("pass",): print("  ", i, o.outcome, o.detail.strip().split("\n")[-1][:200], flush=True)
-    allr.update(driver.run(suite.job(a.loop, a.netpoller), chunk, rep))
-    print(suite.module(chunk[0]), len(chunk), "%.1f s"%(time.time()-t), flush=True)
-print(collections.Counter(o.outcome for o in allr.values()), "%.0f s"%(time.time()-t0), "stock loops in", sum(o.stock>0 for o in allr.values()))
-if a.json: json.dump({k: vars(v) for k,v in allr.items()}, open(a.json,"w"), indent=0)
+from collections.abc import Callable, Sequence
+
+from conformance import compatibility, driver, ledger, loops, records, reference, sources
+from conformance.suites import REFERENCE, SUITES, Suite
+
+MODES = ("auto", "dedicated", "inline")
+
+#: Lines of a failure's text that are printed; --json has all of it.
+DETAIL_LINES = 12
+
+
+def expression(text: str) -> Callable[[str], bool]:
+    """pytest's -k: parts of an id, in any case, joined by `and`, `or`, `not` and parentheses. Raises ValueError."""
+    tokens = re.findall(r"[()]|[^\s()]+", text)
+
+    def matches(test: str) -> bool:
+        lowered = test.lower()
+        source = " ".join(
+            token if token in ("(", ")", "and", "or", "not") else str(token.lower() in lowered) for token in tokens
+        )
+        return bool(eval(source, {"__builtins__": {}}))  # Only the words True, False, and, or, not remain.
+
+    try:
+        matches("")
+    except SyntaxError:
+        raise ValueError(f"not an expression of words, and, or, not: {text!r}") from None
+    return matches
+
+
+class Progress:
+    """One line for each file of the suite, and one for each test that doesn't pass."""
+
+    def __init__(self, suite: Suite, total: int) -> None:
+        self._suite, self._total, self._done, self._began = suite, total, 0, time.monotonic()
+
+    def test(self, test: str, outcome: driver.Outcome) -> None:
+        self._done += 1
+        if outcome.outcome not in (records.PASS, records.SKIP, records.XFAIL):
+            print(f"    {outcome.outcome:7} {test}", flush=True)
+
+    def chunk(self, name: str, outcomes: Sequence[driver.Outcome]) -> None:
+        counts = collections.Counter(outcome.outcome for outcome in outcomes)
+        said = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
+        elapsed = time.monotonic() - self._began
+        print(f"[{self._done:5}/{self._total}] {elapsed:5.0f} s  {name}: {said}", flush=True)
+
+
+def run(suite: Suite, kind: str, netpoller: str, tests: Sequence[str]) -> dict[str, driver.Outcome]:
+    job = suite.job(kind, netpoller)
+    progress = Progress(suite, len(tests))
+    results: dict[str, driver.Outcome] = {}
+    for chunk in suite.chunks(tests):
+        outcomes = driver.run(job, chunk, progress.test)
+        results.update(outcomes)
+        progress.chunk(suite.module(chunk[0]), list(outcomes.values()))
+    return results
+
+
+def refresh(suite: Suite, rounds: int) -> tuple[list[str], dict[str, str]]:
+    tests = suite.discover()
+    passes: collections.Counter[str] = collections.Counter()
+    for number in range(1, rounds + 1):
+        print(
+            f"conformance {suite.name}: {suite.reference}, round {number} of {rounds}, {len(tests)} tests", flush=True
+        )
+        for test, outcome in run(suite, REFERENCE, "auto", tests).items():
+            passes[test] += outcome.outcome == records.PASS
+    passed, flickering = reference.save(suite, tests, passes, rounds)
+    print(f"conformance {suite.name}: {len(passed)} in {reference.path(suite).relative_to(sources.ROOT)}")
+    return passed, flickering
+
+
+def write_json(path: str, suite: Suite, results: dict[str, driver.Outcome], verdict: ledger.Verdict) -> None:
+    document = {
+        "suite": suite.name,
+        "version": suite.version,
+        "reference": verdict.reference,
+        "ours": verdict.ours,
+        "explained": verdict.explained,
+        "unexplained": verdict.unexplained,
+        "tests": {test: vars(outcome) for test, outcome in results.items()},
+    }
+    with open(path, "w") as file:
+        json.dump(document, file, indent=1)
+
+
+def conform(suite: Suite, options: argparse.Namespace) -> int:
+    """One suite in one mode; the exit status."""
+    expected = ledger.load_for(suite.name, netpoller=options.netpoller, debug=reference.debug())
+    if options.refresh_reference:
+        refresh(suite, options.rounds)
+        return 0
+    try:
+        passed, _ = reference.load(suite)
+    except FileNotFoundError as error:
+        print(f"conformance: no {error.filename}; make it with --refresh-reference", file=sys.stderr)
+        return 2
+    tests = [test for test in passed if options.select is None or options.select(test)]
+    loop = "" if options.loop == loops.NETPOLL else f"{options.loop} loop, "
+    print(
+        f"conformance {suite.name} {suite.version}: {loop}netpoller {options.netpoller}, {len(tests)} tests", flush=True
+    )
+
+    results: dict[str, driver.Outcome] = {}
+    flickering: dict[str, int] = collections.Counter()
+    for number in range(1, options.rounds + 1):
+        if options.rounds > 1:
+            print(f"round {number} of {options.rounds}", flush=True)
+        for test, outcome in run(suite, options.loop, options.netpoller, tests).items():
+            flickering[test] += outcome.outcome != records.PASS
+            if test not in results or outcome.outcome != records.PASS:
+                results[test] = outcome
+
+    also_fails: list[str] = []
+    suspects = [
+        test
+        for test, outcome in results.items()
+        if outcome.outcome != records.PASS and test not in expected.differences and test not in expected.flickers
+    ]
+    if options.netpoller == "dedicated" and suspects:
+        print(f"{len(suspects)} on stock asyncio with each I/O event delayed by one turn", flush=True)
+        delayed = run(suite, loops.DELAYED, options.netpoller, suspects)
+        also_fails = [test for test, outcome in delayed.items() if outcome.outcome != records.PASS]
+
+    selected = len(tests) != len(passed)
+    verdict = ledger.judge(tests, results, expected, also_fails=also_fails, selected=selected)
+    if options.json:
+        write_json(options.json, suite, results, verdict)
+    for reason, names in ledger.by_reason(verdict.explained).items():
+        print(f"\nexplained: {reason}")
+        for test in names:
+            print(f"    {test}")
+    for test, what in verdict.unexplained.items():
+        print(f"\nunexplained: {test}: {what}")
+        if test in results:
+            for text in results[test].detail.strip().splitlines()[-DETAIL_LINES:]:
+                print(f"    {text}")
+    for test, failures in flickering.items():
+        if 0 < failures < options.rounds:
+            print(f"\nflickers: {test}: failed {failures} of {options.rounds}")
+    if strays := [test for test, outcome in results.items() if outcome.stock and not outcome.ours]:
+        print(f"\n{len(strays)} tests made only loops of asyncio's own, so they say nothing about ours:")
+        for test in strays:
+            print(f"    {test}")
+    print()
+    print(verdict.line(suite.name), flush=True)
+    if options.record and not selected and options.loop == loops.NETPOLL:
+        compatibility.record(suite, options.netpoller, verdict)
+    return 1 if verdict.unexplained else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m conformance", description=__doc__.splitlines()[0])
+    parser.add_argument("suite", nargs="+", choices=sorted(SUITES))
+    parser.add_argument("--netpoller", choices=MODES, default="auto", help="mode of our loop (default: auto)")
+    parser.add_argument("-k", dest="select", type=expression, metavar="EXPR",
+                        help="only tests whose id matches, as in pytest: words, and, or, not")  # fmt: skip
+    parser.add_argument("--json", metavar="FILE", help="write every result, with its whole text")
+    parser.add_argument("--refresh-reference", action="store_true",
+                        help="only run the suite on its reference loop and rewrite the list of passes")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=1, help="run it this often, to find what flickers (default: 1)")
+    parser.add_argument("--loop", choices=loops.KINDS, default=loops.NETPOLL, help="for comparison: asyncio's own loop")
+    parser.add_argument("--record", action="store_true", help="put the numbers into docs/compatibility.md's table")
+    options = parser.parse_args(argv)
+    sources.CACHE.mkdir(exist_ok=True)
+    status = 0
+    for name in options.suite:
+        status = max(status, conform(SUITES[name], options))
+    return status
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ledger.LedgerError as error:
+        sys.exit(f"conformance: {error}")

@@ -18,8 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from conformance.records import CRASH, HANG, MISSING
 
-#: Seconds: for a worker to import its suite before the first test and to end after the last; for a dump of its stacks.
+#: Seconds: for a worker to import its suite before the first test; to end after the last; to print its stacks.
 START_LIMIT = 180
+END_LIMIT = 10
 DUMP_LIMIT = 5
 
 #: Characters of a worker's output that go with a hang or a crash.
@@ -148,14 +149,17 @@ def run(job: Job, tests: Sequence[str], report: Callable[[str, Outcome], None]) 
         try:
             for record in worker.records():
                 if "end" in record:
-                    fields = {key: record[key] for key in ("outcome", "detail", "seconds", "ours", "stock") if key in record}
+                    fields = {
+                        key: record[key] for key in ("outcome", "detail", "seconds", "ours", "stock") if key in record
+                    }
                     add(record["end"], Outcome(**fields))
                 elif "note" in record:
                     notes.append(record["note"])
             try:
-                worker.process.wait(START_LIMIT)
+                worker.process.wait(END_LIMIT)
             except subprocess.TimeoutExpired:
-                pass
+                # A thread that a test left behind, for example. Its tests have ended.
+                notes.append(f"after its tests: still there after {END_LIMIT} s")
         except TimeoutError as error:
             failure = str(error)
             worker.dump()
@@ -164,7 +168,7 @@ def run(job: Job, tests: Sequence[str], report: Callable[[str, Outcome], None]) 
                 add(worker.current, Outcome(HANG, f"{failure}\n{worker.output()}", worker._limit))
             else:
                 add(worker.current, Outcome(CRASH, f"{_how_it_ended(worker.process.returncode)}\n{worker.output()}"))
-        elif failure is not None or worker.process.returncode not in (0, 1, 5):
+        elif failure is not None or worker.process.returncode not in (None, 0, 1, 5):
             notes.append(f"between tests: {failure or _how_it_ended(worker.process.returncode)}\n{worker.output()}")
         output = worker.output()
         worker.close()

@@ -53,40 +53,49 @@ def census(kind: str) -> Census:
     return Census(asyncio.unix_events._UnixSelectorEventLoop)
 
 
+def stand_in(kind: str) -> tuple[type, type]:
+    """A policy and the class of its loops, for that kind."""
+    if sys.version_info < (3, 14):
+        default_policy = asyncio.unix_events.DefaultEventLoopPolicy
+    else:
+        default_policy = asyncio.unix_events._DefaultEventLoopPolicy
+    stock_loop = asyncio.unix_events._UnixSelectorEventLoop
+    if kind == STOCK:
+        return default_policy, stock_loop
+    if kind == DELAYED:
+        from conformance.delayed import DelayedEventLoop
+
+        class Policy(default_policy):
+            _loop_factory = DelayedEventLoop
+
+        return Policy, DelayedEventLoop
+
+    import netpoll_loop
+    from netpoll_loop.loop import _EngineSelector
+
+    class SelectorEventLoop(netpoll_loop.Loop):
+        # Suites parametrise by selector; ours has one of its own.
+        def __init__(self, selector=None):
+            if type(selector) is _EngineSelector:
+                stock_loop.__init__(self, selector)
+                return
+            super().__init__()
+            if selector is not None:
+                selector.close()
+
+    SelectorEventLoop.__qualname__ = SelectorEventLoop.__name__
+    return netpoll_loop.EventLoopPolicy, SelectorEventLoop
+
+
 def install(kind: str) -> None:
     """Replaces asyncio's doors. Call it before the suite's modules are imported."""
     if kind == STOCK:
         return
-    stock_loop = asyncio.unix_events._UnixSelectorEventLoop
-    stock_policy = asyncio.unix_events.DefaultEventLoopPolicy if sys.version_info < (3, 14) else (
-        asyncio.unix_events._DefaultEventLoopPolicy
-    )
-    if kind == NETPOLL:
-        import netpoll_loop
-        import netpoll_loop.policy
-
-        policy = netpoll_loop.EventLoopPolicy
-
-        class SelectorEventLoop(netpoll_loop.Loop):
-            # The suite parametrises by selector; ours has one of its own.
-            def __init__(self, selector=None):
-                if type(selector) is netpoll_loop.loop._EngineSelector:
-                    stock_loop.__init__(self, selector)
-                    return
-                super().__init__()
-                if selector is not None:
-                    selector.close()
-
-        SelectorEventLoop.__qualname__ = SelectorEventLoop.__name__
-    else:
-        from conformance.delayed import DelayedEventLoop as SelectorEventLoop
-
-        class policy(stock_policy):
-            _loop_factory = SelectorEventLoop
-
+    stock_policy, stock_loop = stand_in(STOCK)
+    policy, loop = stand_in(kind)
     for module in (asyncio, asyncio.unix_events, asyncio.events):
         for name, value in list(vars(module).items()):
             if name in ("SelectorEventLoop", "EventLoop") and value is stock_loop:
-                setattr(module, name, SelectorEventLoop)
+                setattr(module, name, loop)
             elif name in ("DefaultEventLoopPolicy", "_DefaultEventLoopPolicy") and value is stock_policy:
                 setattr(module, name, policy)

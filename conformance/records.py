@@ -1,8 +1,8 @@
 """The line protocol from a worker process to the driver: one JSON object a line on an inherited pipe.
 
-    {"start": id}                                            a test begins; if nothing follows, this test did it
-    {"end": id, "outcome": ..., "detail": ..., "ours": n, "stock": n}
-    {"note": text}                                           what belongs to no test: an import error, a class's set-up
+{"start": id}                                            a test begins; if nothing follows, this test did it
+{"end": id, "outcome": ..., "detail": ..., "ours": n, "stock": n}
+{"note": text}                                           what belongs to no test: an import error, a class's set-up
 """
 
 import json

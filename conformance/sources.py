@@ -1,4 +1,4 @@
-"""What the suites need from outside, in `.cache/`: unpacked sdists and one virtual environment for each suite and Python.
+"""What the suites need from outside, in `.cache/`: unpacked sdists, and an environment for each suite and Python.
 
 Only pip is used, by package name. An sdist is pinned by version and by the SHA-256 of its file; what else a suite's
 tests import is pinned by version in `requirements/<suite>.txt`.

@@ -1,9 +1,10 @@
-"""The three suites: what each is made of, the loop that it is measured against, and how one of its workers is started."""
+"""The three suites: what each is made of, the loop that it is measured against, how one of its workers is started."""
 
 import abc
 import os
 import pathlib
 import platform
+import shutil
 import sys
 import sysconfig
 from collections.abc import Sequence
@@ -12,6 +13,9 @@ from conformance import driver, loops, sources
 
 UVLOOP = sources.Sdist("uvloop", "0.23.0", "28d160f51ab4da3b187063652e643dea6831072add4adc1e6d62afbe73b6be27")
 AIOHTTP = sources.Sdist("aiohttp", "3.14.5", "5558a7f5a05af9ecf744af91e5baefc436f93c9333e656c27ec253f9a6bbe178")
+
+#: The loop that a suite is measured against: uvloop's on uvloop, the others on stock asyncio.
+REFERENCE = "reference"
 
 
 class Suite(abc.ABC):
@@ -24,16 +28,16 @@ class Suite(abc.ABC):
 
     @staticmethod
     def _tests_apart(folder: pathlib.Path) -> pathlib.Path:
-        """The unpacked tests without the unbuilt package beside them, which would be imported instead of the real one."""
+        """The unpacked tests without the unbuilt package beside them, which would be imported instead of the built."""
         apart = folder / "apart"
-        apart.mkdir(exist_ok=True)
-        if not (apart / "tests").is_symlink():
-            (apart / "tests").symlink_to(folder / "tests")
+        if not apart.is_dir():
+            shutil.copytree(folder / "tests", folder / "apart.new" / "tests")
+            (folder / "apart.new").rename(apart)
         return apart
 
     @abc.abstractmethod
     def job(self, kind: str, netpoller: str) -> driver.Job:
-        """How to start a worker on that kind of loop (see `loops`)."""
+        """How to start a worker on that kind of loop: REFERENCE, or one of `loops`."""
 
     @abc.abstractmethod
     def discover(self) -> list[str]:
@@ -58,22 +62,23 @@ class Suite(abc.ABC):
 
 
 class Uvloop(Suite):
-    name, version, reference, limit = "uvloop", UVLOOP.version, "uvloop", 90
+    name, version, reference, limit = "uvloop", UVLOOP.version, "uvloop", 30
 
     def job(self, kind, netpoller):
         folder = UVLOOP.unpack()
         python = sources.environment("uvloop")
-        package = sources.HERE / "shim" if kind == loops.NETPOLL else sources.library("uvloop", self.version)
+        package = sources.library("uvloop", self.version) if kind == REFERENCE else sources.HERE / "shim"
         environment = self._environment(netpoller, package)
+        environment["CONFORMANCE_LOOP"] = kind
         environment["CONFORMANCE_UVLOOP"] = str(folder)
         apart = self._tests_apart(folder)
-        settings = {"loop": kind, "install": False, "path": [str(apart)]}
+        settings = {"loop": loops.STOCK if kind == REFERENCE else kind, "install": False, "path": [str(apart)]}
         return driver.Job([python, "-m", "conformance.worker"], environment, str(apart), settings, self.limit)
 
     def discover(self):
         folder = UVLOOP.unpack()
         modules = [f"tests.{path.stem}" for path in sorted((folder / "tests").glob("test_*.py"))]
-        tests, notes = driver.discover(self.job(loops.STOCK, "auto"), modules)
+        tests, notes = driver.discover(self.job(REFERENCE, "auto"), modules)
         for note in notes:
             print(f"conformance: {note}")
         # Test_AIO_... run on asyncio whatever is called uvloop.
@@ -94,15 +99,19 @@ NOT_FUNCTIONAL = {
 
 
 class CPython(Suite):
-    name, reference, limit = "cpython", "asyncio", 120
+    name, reference, limit = "cpython", "asyncio", 60
     version = platform.python_version()
 
     def job(self, kind, netpoller):
-        settings = {"loop": kind, "install": True, "path": []}
+        settings = {"loop": loops.STOCK if kind == REFERENCE else kind, "install": True, "path": []}
+        # Some of the tests leave files where they run.
+        scratch = sources.CACHE / "scratch"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
         return driver.Job(
             [sys.executable, "-m", "conformance.worker"],
             self._environment(netpoller),
-            str(sources.CACHE),
+            str(scratch),
             settings,
             self.limit,
         )
@@ -112,7 +121,7 @@ class CPython(Suite):
             sys.exit("conformance: this Python was installed without its own tests (the package `test`)")
         folder = pathlib.Path(sysconfig.get_path("stdlib"), "test", "test_asyncio")
         names = [path.stem for path in sorted(folder.glob("test_*.py")) if path.stem not in NOT_FUNCTIONAL]
-        tests, notes = driver.discover(self.job(loops.STOCK, "auto"), [f"test.test_asyncio.{name}" for name in names])
+        tests, notes = driver.discover(self.job(REFERENCE, "auto"), [f"test.test_asyncio.{name}" for name in names])
         for note in notes:
             print(f"conformance: {note}")
         return tests
@@ -122,18 +131,32 @@ class CPython(Suite):
 
 
 class Aiohttp(Suite):
-    name, version, reference, limit = "aiohttp", AIOHTTP.version, "asyncio", 120
+    name, version, reference, limit = "aiohttp", AIOHTTP.version, "asyncio", 60
+
+    #: The suite's own settings (pytest.ini), less coverage, xdist, and its time limit, which the driver keeps.
+    ARGUMENTS = (
+        "-c", "pytest.ini", "-o", "addopts=", "-o", "timeout=0", "-p", "no:cacheprovider", "--strict-markers",
+        "-m", "not dev_mode and not autobahn and not internal", "--doctest-modules", "--tb=short",
+    )  # fmt: skip
 
     def job(self, kind, netpoller):
-        folder = AIOHTTP.unpack() / "conformance"
+        folder = AIOHTTP.unpack()
         python = sources.environment("aiohttp")
-        environment = self._environment(netpoller)
-        settings = {"loop": kind, "install": True, "path": []}
-        return driver.Job([python, "-m", "conformance.pytest_worker"], environment, str(folder), settings, self.limit)
+        apart = self._tests_apart(folder)
+        shutil.copy(folder / "pytest.ini", apart)
+        settings = {"loop": loops.STOCK if kind == REFERENCE else kind, "arguments": list(self.ARGUMENTS)}
+        return driver.Job(
+            [python, "-m", "conformance.pytest_worker"],
+            self._environment(netpoller),
+            str(apart),
+            settings,
+            self.limit,
+        )
 
     def discover(self):
-        folder = AIOHTTP.unpack()
-        tests, notes = driver.discover(self.job(loops.STOCK, "auto"), ["tests"])
+        tests, notes = driver.discover(self.job(REFERENCE, "auto"), ["tests"])
+        for note in notes:
+            print(f"conformance: {note}")
         return tests
 
     def module(self, test):

@@ -1,7 +1,8 @@
 """A worker process for suites of unittest tests. Run as `python -m conformance.worker`; the job is in the environment.
 
 CONFORMANCE_JOB names a JSON file: `loop` (see `loops`), `install` (replace asyncio's doors?), `path` (put first on
-sys.path), `tests` (ids to run, in this order) or `discover` (modules whose test ids are wanted), `fd` (the record pipe).
+sys.path), `tests` (ids to run, in this order) or `discover` (modules whose test ids are wanted),
+`fd` (the record pipe).
 """
 
 import faulthandler

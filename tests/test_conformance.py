@@ -330,9 +330,7 @@ def test_a_wrong_ledger_is_refused(text, complaint):
 
 
 def test_the_verdict_counts_and_its_line():
-    verdict = ledger.judge(
-        ["t.a", "t.b", "t.c", "t.f"], outcomes(a="pass", b="fail", c="error", f="fail"), loaded()
-    )
+    verdict = ledger.judge(["t.a", "t.b", "t.c", "t.f"], outcomes(a="pass", b="fail", c="error", f="fail"), loaded())
     assert verdict.line("uvloop") == "conformance uvloop: reference 4, ours 1, explained 2, unexplained 1"
     assert verdict.unexplained == {"t.b": "fail"}
 

@@ -1,17 +1,28 @@
 """Stands in for uvloop: the names of its package, our loop behind them.
 
+CONFORMANCE_LOOP can put asyncio's own loop there, or the delayed one (see `conformance.loops`).
+
 Only the public names are here. What a test wants beyond them (`uvloop.loop`, libuv's C API) is missing, and the test
 says so. `run` is a copy of what uvloop's does on the Pythons that we support, with its check of the loop's type.
 """
 
 import asyncio
+import os
 import sys
 import warnings
 
-import netpoll_loop
-from netpoll_loop import EventLoopPolicy, Loop, new_event_loop
+if os.environ.get("CONFORMANCE_LOOP", "netpoll") == "netpoll":
+    from netpoll_loop import EventLoopPolicy, Loop, new_event_loop
+else:
+    from conformance.loops import stand_in
 
-__all__ = ("new_event_loop", "run", "install", "EventLoopPolicy")
+    EventLoopPolicy, Loop = stand_in(os.environ["CONFORMANCE_LOOP"])
+
+    def new_event_loop():
+        return Loop()
+
+
+__all__ = ("EventLoopPolicy", "install", "new_event_loop", "run")
 
 __version__ = "0.23.0"
 
@@ -23,7 +34,7 @@ def install():
             DeprecationWarning,
             stacklevel=2,
         )
-    netpoll_loop.install()
+    asyncio.set_event_loop_policy(EventLoopPolicy())
 
 
 def run(main, *, loop_factory=new_event_loop, debug=None, **run_kwargs):
