@@ -11,16 +11,18 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 TESTS ?=
 ROUNDS ?= 5
+SUITE ?= uvloop cpython aiohttp
+NETPOLLER ?= auto
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup build loadgen test demo bench sanitize check format wheel clean distclean
+.PHONY: help setup build loadgen test conformance demo bench sanitize check format wheel clean distclean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  variables: VENV=$(VENV) PYTHON=$(PYTHON) TESTS='tests/test_x.py -k name' ROUNDS=$(ROUNDS)"
 
 $(PY):
@@ -42,6 +44,9 @@ build: setup ## build the extension modules in place (again: only what changed)
 test: build ## the engine's own tests, then the tests of the package
 	CC=$(CC) sh tests/engine/run.sh plain
 	$(PY) -m pytest $(TESTS)
+
+conformance: build ## uvloop's, CPython's and aiohttp's own suites on this loop: SUITE=uvloop NETPOLLER=dedicated
+	@$(PY) -m conformance $(SUITE) --netpoller $(NETPOLLER)
 
 loadgen:
 	@$(MAKE) --no-print-directory --silent -C benchmarks/loadgen
@@ -78,4 +83,4 @@ clean: ## remove what was built; the environments stay
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean ## and the environments
-	rm -rf .venv .venv-*
+	rm -rf .venv .venv-* conformance/.cache

@@ -69,6 +69,10 @@ def register(loop: Forkable) -> None:
             os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
             atexit.register(_at_exit)
             _hooks_installed = True
+    if _forking:
+        # Made while another thread forks: its thread has to wait as well.
+        _forking[-1].append(loop)
+        loop._before_fork()
 
 
 def _live() -> list[Forkable]:

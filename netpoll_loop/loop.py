@@ -87,7 +87,7 @@ class _EngineSelector(selectors.BaseSelector):
         loop = self._loop()
         if loop is None:
             return {}
-        return {fd: self.get_key(fd) for fd in loop._registered_fds()}
+        return {fd: self.get_key(fd) for fd in loop._registered_fds() if loop._registered(fd) is not None}
 
 
 class _Transports(weakref.WeakValueDictionary[int, Any]):
@@ -188,6 +188,8 @@ class Loop(SockLoop, SubprocessMixin):
             signal.set_wakeup_fd(fd)
         except (ValueError, OSError) as exc:
             logger.info("set_wakeup_fd(%d) failed: %s", fd, exc)
+            # Whatever it was is gone. Ours must not stay: its number will be another file's.
+            signal.set_wakeup_fd(-1)
 
     def run_forever(self) -> None:
         """Runs until stop() is called."""
@@ -217,7 +219,7 @@ class Loop(SockLoop, SubprocessMixin):
     def _stop_serving(self, sock: socket.socket) -> None:
         self._stop_listening(sock)
         # Closes the socket, and from 3.13 on unlinks the path of a Unix one.
-        super()._stop_serving(sock)
+        super()._stop_serving(sock)  # type: ignore[misc]
 
     # ---- transports -----------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import typing
+import warnings
 from asyncio.log import logger
 from asyncio.unix_events import _UnixSubprocessTransport  # type: ignore[attr-defined]
 from collections.abc import Callable
@@ -89,6 +90,19 @@ def _lost(pid: int) -> int:
     return 255
 
 
+if sys.version_info < (3, 14):
+
+    def _check_watcher() -> None:
+        """A child watcher that the user has set isn't used, yet asyncio documents what an inactive one does."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            watcher = asyncio.get_child_watcher()
+        with watcher as entered:
+            # 3.11 asks what the context manager gives, later versions ask the watcher.
+            if not (entered if sys.version_info < (3, 12) else watcher).is_active():
+                raise RuntimeError("asyncio.get_child_watcher() is not activated, subprocess support is not installed.")
+
+
 class SubprocessMixin(asyncio.SelectorEventLoop):
     """Gives a loop based on asyncio's unix selector loop its children. Uses `_add_reader` and `_remove_reader`."""
 
@@ -108,12 +122,8 @@ class SubprocessMixin(asyncio.SelectorEventLoop):
             return await super()._make_subprocess_transport(  # type: ignore[misc,no-any-return]
                 protocol, args, shell, stdin, stdout, stderr, bufsize, extra=extra, **kwargs
             )
-        watcher = getattr(asyncio.get_event_loop_policy(), "_watcher", None) if sys.version_info < (3, 14) else None
-        if watcher is not None and not watcher.is_active():
-            # One that the user has set. It isn't asked for this child, yet asyncio documents this answer.
-            raise RuntimeError(
-                "asyncio.get_child_watcher() is not activated, subprocess support is not installed."
-            )
+        if sys.version_info < (3, 14):
+            _check_watcher()
         waiter = self.create_future()
         transport = _UnixSubprocessTransport(
             self, protocol, args, shell, stdin, stdout, stderr, bufsize, waiter=waiter, extra=extra, **kwargs

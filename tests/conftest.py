@@ -72,6 +72,9 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "allow_leaks(reason): threads or descriptors may outlive this test")
     config.addinivalue_line("markers", "timeout(seconds): time limit of the test (pytest-timeout)")
     _REAL_STDERR = os.dup(2)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell's background job ignores it, and so would the child programs that are to be interrupted.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure(config):

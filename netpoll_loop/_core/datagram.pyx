@@ -43,7 +43,6 @@ cdef class DatagramTransport(SocketTransport):
     cdef object buffer
     cdef size_t buffer_size
     cdef object write_context
-    cdef uint32_t pending_bits
     cdef bint connected
 
     max_size = SCRATCH_SIZE
@@ -122,11 +121,18 @@ cdef class DatagramTransport(SocketTransport):
 
     cdef int run(self) except -1:
         cdef uint32_t bits = self.pending_bits
-        cdef object context
         self.queued = False
         self.pending_bits = 0
         if self.loop is None:
             return 0
+        try:
+            return self.serve(bits)
+        except (SystemExit, KeyboardInterrupt):
+            self.run_again(bits)
+            raise
+
+    cdef int serve(self, uint32_t bits) except -1:
+        cdef object context
         if bits & (NP_R | NP_ERR | NP_HUP) and self.reads():
             context = self.context
             PyContext_Enter(context)
@@ -151,6 +157,7 @@ cdef class DatagramTransport(SocketTransport):
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as exc:
+            self.loop.still.append(self)
             self.protocol.error_received(exc)
         except (SystemExit, KeyboardInterrupt):
             raise
@@ -158,10 +165,9 @@ cdef class DatagramTransport(SocketTransport):
             self._fatal_error(exc, "Fatal read error on datagram transport")
             return 0
         else:
-            self.protocol.datagram_received(data, address)
-        # Edge-triggered: until EAGAIN there may be more.
-        if self.desc is not NULL and self.reads():
+            # Edge-triggered: until EAGAIN there may be more, whatever the protocol raises.
             self.loop.still.append(self)
+            self.protocol.datagram_received(data, address)
         return 0
 
     # ---- writing ---------------------------------------------------------------
@@ -206,7 +212,8 @@ cdef class DatagramTransport(SocketTransport):
                 self._fatal_error(exc, "Fatal write error on datagram transport")
                 return
         # What is kept must not change.
-        self.buffer.append((bytes(data), addr))
+        data = bytes(data)
+        self.buffer.append((data, addr))
         self.buffer_size += len(data) + HEADER_BYTES
         self.pause_protocol()
 
@@ -221,7 +228,12 @@ cdef class DatagramTransport(SocketTransport):
                 self.buffer_size += len(data) + HEADER_BYTES
                 break
             except OSError as exc:
+                if self.buffer:
+                    # The rest is tried in the next turn; no edge need come.
+                    self.run_again(NP_W)
                 self.protocol.error_received(exc)
+                if self.buffer:
+                    return 0
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as exc:

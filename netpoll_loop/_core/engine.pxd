@@ -38,6 +38,8 @@ cdef extern from "netpoll.h" nogil:
     ctypedef struct np_event:
         void *user
         uint32_t bits
+        uint32_t tag
+        np_desc *desc
 
     ctypedef enum np_poller:
         NP_POLLER_NONE
@@ -63,8 +65,10 @@ cdef extern from "netpoll.h" nogil:
     void np_thread_stop(np_engine *e)
     void np_fork_child(np_engine *e)
     void np_get_stats(np_engine *e, np_stats *out)
+    int np_backend_fd(const np_engine *e)
 
     int np_poll(np_engine *e, np_event *out, int max)
+    int np_current(const np_event *ev)
     void np_park_prepare(np_engine *e)
     void np_park_cancel(np_engine *e)
     int np_park(np_engine *e, np_event *out, int max, int64_t deadline_ns)

@@ -45,6 +45,8 @@ cdef class Scheduler:
     # Where streams receive into before the bytes object of the right size is made.
     cdef char *scratch
     cdef bint thread_wanted
+    # Between the hooks of a fork: no thread may be started.
+    cdef bint fork_pending
     # In a forked child: the engine is the parent's.
     cdef bint forked
     # What the engine had counted when it was closed.
@@ -59,6 +61,7 @@ cdef class Scheduler:
     cdef int wait_without_engine(self, int64_t deadline) except -1
     cdef int dispatch(self, int count) except -1
     cdef int run_ready(self) except -1
+    cdef int arm_again(self) except -1
     cdef int run_debug(self, object runnable) except -1
     cdef int64_t deadline(self) except? -2
     cdef double now(self) except? -1.0

@@ -15,7 +15,7 @@ from cpython.ref cimport Py_INCREF
 from libc.math cimport ceil
 
 from netpoll_loop._core.engine cimport (
-    NP_AUTO, NP_DEDICATED, NP_INLINE, NP_POLLER_NETPOLLER, NP_POLLER_WORKER, np_close, np_done,
+    NP_AUTO, NP_DEDICATED, NP_INLINE, NP_POLLER_NETPOLLER, NP_R, NP_POLLER_WORKER, np_backend_fd, np_close, np_current, np_done,
     np_engine_free, np_engine_new, np_fork_child, np_get_stats, np_open, np_park,
     np_park_cancel, np_park_prepare, np_poll, np_rearm, np_set_running, np_stats, np_thread_start,
     np_thread_stop, np_wake,
@@ -92,10 +92,18 @@ cdef class Scheduler:
     # ---- the ready queue ----------------------------------------------------
 
     cdef int ring_grow(self) except -1:
-        cdef size_t size = self.ring_mask + 1
-        cdef size_t i, wrapped
+        cdef size_t size, i, wrapped
         cdef PyObject *empty
-        self.ring_list.extend([None] * size)
+        cdef list more
+        while True:
+            # Making a list may run the garbage collector, and so call_soon: look again.
+            size = self.ring_mask + 1
+            more = [None] * size
+            if self.tail - self.head <= self.ring_mask:
+                return 0
+            if size == self.ring_mask + 1:
+                break
+        self.ring_list.extend(more)
         self.ring = (<PyListObject *>self.ring_list).ob_item
         # What had wrapped around goes behind the old end.
         wrapped = self.tail & self.ring_mask
@@ -172,13 +180,18 @@ cdef class Scheduler:
 
     cdef object add_timer(self, object when, object callback, object args, object context):
         cdef TimerHandle handle
+        cdef double seconds
         if self._closed:
             self._check_closed()
         if self._debug:
             self._check_thread()
             # asyncio names call_at, whichever of the two was called.
             self._check_callback(callback, "call_at")
-        handle = new_timer(self, when, when, callback, args, context, self._debug)
+        seconds = when
+        if seconds != seconds:
+            # NaN has no place in an order; asyncio finds it due at once.
+            seconds = float("-inf")
+        handle = new_timer(self, when, seconds, callback, args, context, self._debug)
         self.timers.push(handle)
         return handle
 
@@ -243,9 +256,11 @@ cdef class Scheduler:
         while i < count:
             try:
                 while i < count:
-                    descriptor = <Descriptor>self.events[i].user
                     i += 1
-                    descriptor.on_ready(self.events[i - 1].bits)
+                    # Closed since the wait, by another thread or the garbage collector?
+                    if np_current(&self.events[i - 1]):
+                        descriptor = <Descriptor>self.events[i - 1].user
+                        descriptor.on_ready(self.events[i - 1].bits)
             except BaseException as exc:
                 descriptor.failed(self, exc)
         return 0
@@ -265,8 +280,8 @@ cdef class Scheduler:
             self.still = []
             for item in still:
                 descriptor = <Descriptor>item
-                if descriptor.desc is not NULL and not descriptor.queued:
-                    descriptor.on_ready(1)
+                if descriptor.desc is not NULL:
+                    descriptor.on_ready(NP_R)
         if self.head == self.tail and not self._stopping:
             deadline = self.deadline()
             if deadline != 0:
@@ -348,7 +363,12 @@ cdef class Scheduler:
             self._current_handle = runnable if hasattr(runnable, "_source_traceback") else None
             start = self.time()
             if isinstance(runnable, Runnable):
-                (<Runnable>runnable).run()
+                try:
+                    (<Runnable>runnable).run()
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as exc:
+                    (<Runnable>runnable).failed(self, exc)
             else:
                 runnable._run()
             duration = self.time() - start
@@ -360,7 +380,7 @@ cdef class Scheduler:
             self._current_handle = None
         return 0
 
-    def arm_again(self):
+    cdef int arm_again(self) except -1:
         cdef list again = self.rearm
         cdef Descriptor descriptor
         self.rearm = []
@@ -368,6 +388,7 @@ cdef class Scheduler:
             descriptor = <Descriptor>item
             if descriptor.desc is not NULL:
                 np_rearm(self.engine, descriptor.desc)
+        return 0
 
     cdef void reap(self) noexcept:
         # Drops the references that the engine's write queue no longer needs.
@@ -484,7 +505,7 @@ cdef class Scheduler:
 
     cdef int need_netpoller(self) except -1:
         cdef int error
-        if not self.thread_wanted:
+        if not self.thread_wanted or self.fork_pending:
             return 0
         self.thread_wanted = False
         error = np_thread_start(self.engine)
@@ -505,18 +526,22 @@ cdef class Scheduler:
         cdef np_stats snapshot
         if self.engine is NULL or self._closed:
             return
+        # None is started either until the fork is over.
+        self.fork_pending = True
         np_get_stats(self.engine, &snapshot)
         if snapshot.thread_running:
             np_thread_stop(self.engine)
             self.thread_wanted = True
 
     def _after_fork_parent(self):
+        self.fork_pending = False
         if self.thread_wanted and not self._closed:
             self.need_netpoller()
 
     def _after_fork_child(self):
         self.thread_wanted = False
         self.forked = True
+        self.fork_pending = False
         if self.engine is not NULL:
             np_fork_child(self.engine)
 
@@ -525,6 +550,10 @@ cdef class Scheduler:
         self.thread_wanted = False
         if self.engine is not NULL:
             np_thread_stop(self.engine)
+
+    def _get_backend_id(self):
+        """The number of the epoll descriptor; uvloop's private name, that tests of libraries use."""
+        return np_backend_fd(self.engine)
 
     def _core_stats(self):
         """The engine's numbers, those at the time of close() if the loop is closed."""

@@ -19,6 +19,7 @@ from netpoll_loop._core.watch cimport FdWatch
 import os
 import socket as _socket
 from asyncio import base_events as _base_events
+from asyncio import sleep as _sleep
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
@@ -27,7 +28,10 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t c_recv "recv"(int fd, void *buf, size_t size, int flags)
     ssize_t c_send "send"(int fd, const void *buf, size_t size, int flags)
     int MSG_NOSIGNAL
+    int MSG_DONTWAIT
 
+# Seconds between two attempts to connect to a Unix listener whose queue is full.
+cdef double UNIX_CONNECT_RETRY = 0.005
 cdef object SocketType = _socket.socket
 cdef object check_ssl_socket = _base_events._check_ssl_socket
 
@@ -40,7 +44,7 @@ cdef ssize_t try_recv(int fd, char *buf, size_t size) except -2:
     """Bytes received, or -1 when there is nothing yet."""
     cdef ssize_t count
     while True:
-        count = c_recv(fd, buf, size, 0)
+        count = c_recv(fd, buf, size, MSG_DONTWAIT)
         if count >= 0:
             return count
         if errno == EAGAIN:
@@ -54,7 +58,7 @@ cdef ssize_t try_send(int fd, const char *buf, size_t size) except -2:
     """Bytes sent, or -1 when the socket takes none now."""
     cdef ssize_t count
     while True:
-        count = c_send(fd, buf, size, MSG_NOSIGNAL)
+        count = c_send(fd, buf, size, MSG_NOSIGNAL | MSG_DONTWAIT)
         if count >= 0:
             return count
         if errno == EAGAIN:
@@ -182,6 +186,9 @@ cdef class Connect(Operation):
 cdef class SockLoop(ServingLoop):
     """The serving loop, with sock_recv and its kin."""
 
+    # Coroutines that wait on a socket.
+    cdef Py_ssize_t parked
+
     cdef int check_sock(self, object sock) except -1:
         check_ssl_socket(sock)
         if self._debug and sock.gettimeout() != 0:
@@ -202,6 +209,8 @@ cdef class SockLoop(ServingLoop):
     cdef bint others_wait(self, object sock, bint write) except -1:
         """Whether somebody came first."""
         cdef FdWatch watch
+        if self.parked == 0:
+            return False
         if not hasattr(sock, "fileno"):
             # No socket: the operation itself says so, in asyncio's words.
             return False
@@ -223,10 +232,12 @@ cdef class SockLoop(ServingLoop):
         except BaseException:
             waiters.remove(waiter)
             raise
+        self.parked += 1
         return waiter
 
     cdef int take_out(self, object waiters, object waiter) except -1:
         # An eviction has cleared the queue.
+        self.parked -= 1
         try:
             waiters.remove(waiter)
         except ValueError:
@@ -246,21 +257,23 @@ cdef class SockLoop(ServingLoop):
             watch.update()
         return 0
 
-    async def _perform(self, Operation operation, bint write, bint try_first=True):
-        """Tries, unless others came first; parks until it is done."""
+    cdef object try_now(self, Operation operation, bint write):
+        """The result, or None: it would block, or others came first."""
+        if self.others_wait(operation.sock, write):
+            return None
+        return operation.attempt()
+
+    async def _park(self, Operation operation, bint write):
+        """Parks until it is done; for an operation that could not be done at once."""
         cdef FdWatch watch
         cdef object waiters
         cdef bint again = False
         sock = operation.sock
-        if try_first and not self.others_wait(sock, write):
-            result = operation.attempt()
-            if result is not None:
-                return result
         watch = self.socket_watch(sock)
         waiters = watch.write_waiters if write else watch.read_waiters
         while True:
-            watch.pin(sock)
             waiter = self.park_on(watch, waiters, again)
+            watch.pin(sock)
             try:
                 await waiter
                 result = operation.attempt()
@@ -273,34 +286,39 @@ cdef class SockLoop(ServingLoop):
             self.take_out(waiters, waiter)
             again = True
 
+    async def _call(self, Operation operation, bint write):
+        result = self.try_now(operation, write)
+        return result if result is not None else await self._park(operation, write)
+
     async def sock_recv(self, sock, n):
         """asyncio.loop.sock_recv: at most n bytes; b"" is the end of the stream."""
         cdef Receive operation
         self.check_sock(sock)
         if type(sock) is not SocketType or not isinstance(n, int) or n < 0:
-            return await self._perform(call(sock, "recv", (n,)), False)
+            return await self._call(call(sock, "recv", (n,)), False)
         operation = Receive.__new__(Receive)
         operation.sock = sock
         operation.size = n
         operation.loop = self
-        return await self._perform(operation, False)
+        result = self.try_now(operation, False)
+        return result if result is not None else await self._park(operation, False)
 
     async def sock_recv_into(self, sock, buf):
         """asyncio.loop.sock_recv_into: the number of bytes received into buf."""
         self.check_sock(sock)
-        return await self._perform(call(sock, "recv_into", (buf,)), False)
+        return await self._call(call(sock, "recv_into", (buf,)), False)
 
     async def sock_recvfrom(self, sock, bufsize):
         """asyncio.loop.sock_recvfrom: (data, address)."""
         self.check_sock(sock)
-        return await self._perform(call(sock, "recvfrom", (bufsize,)), False)
+        return await self._call(call(sock, "recvfrom", (bufsize,)), False)
 
     async def sock_recvfrom_into(self, sock, buf, nbytes=0):
         """asyncio.loop.sock_recvfrom_into: (number of bytes, address)."""
         self.check_sock(sock)
         if not nbytes:
             nbytes = len(buf)
-        return await self._perform(call(sock, "recvfrom_into", (buf, nbytes)), False)
+        return await self._call(call(sock, "recvfrom_into", (buf, nbytes)), False)
 
     async def sock_sendall(self, sock, data):
         """asyncio.loop.sock_sendall: returns when the socket has taken all of data."""
@@ -310,14 +328,15 @@ cdef class SockLoop(ServingLoop):
         operation.sock = sock
         operation.hold(data)
         try:
-            await self._perform(operation, True)
+            if self.try_now(operation, True) is None:
+                await self._park(operation, True)
         finally:
             operation.release()
 
     async def sock_sendto(self, sock, data, address):
         """asyncio.loop.sock_sendto: the number of bytes sent."""
         self.check_sock(sock)
-        return await self._perform(call(sock, "sendto", (data, address)), True)
+        return await self._call(call(sock, "sendto", (data, address)), True)
 
     async def sock_accept(self, sock):
         """asyncio.loop.sock_accept: (connection, address)."""
@@ -326,7 +345,7 @@ cdef class SockLoop(ServingLoop):
         sock.fileno()
         operation = Accept.__new__(Accept)
         operation.sock = sock
-        return await self._perform(operation, False)
+        return await self._call(operation, False)
 
     async def sock_connect(self, sock, address):
         """asyncio.loop.sock_connect; host names are resolved first."""
@@ -336,12 +355,18 @@ cdef class SockLoop(ServingLoop):
             resolved = await self._ensure_resolved(
                 address, family=sock.family, type=sock.type, proto=sock.proto, loop=self)
             _, _, _, _, address = resolved[0]
-        try:
-            sock.connect(address)
-            return
-        except (BlockingIOError, InterruptedError):
-            pass
+        while True:
+            try:
+                sock.connect(address)
+                return
+            except InterruptedError:
+                break
+            except BlockingIOError as exc:
+                if exc.errno != EAGAIN or sock.family != _socket.AF_UNIX:
+                    break
+            # The listener's queue is full and nothing has begun: no event will come (connect(2)).
+            await _sleep(UNIX_CONNECT_RETRY)
         operation = Connect.__new__(Connect)
         operation.sock = sock
         operation.address = address
-        await self._perform(operation, True, False)
+        await self._park(operation, True)

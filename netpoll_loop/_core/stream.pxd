@@ -22,8 +22,10 @@ cdef class StreamTransport(SocketTransport):
     cdef bint read_eof
     # Something was queued; what to do when it is sent (close, eof) is pending.
     cdef bint writing
-    cdef uint32_t pending_bits
+    # The loop holds it by a weak reference only.
+    cdef bint let_go
 
+    cdef int serve(self, uint32_t bits) except -1
     cdef int read(self) except -1
     cdef int read_buffered(self) except -1
     cdef int after_read(self) except -1
@@ -32,6 +34,7 @@ cdef class StreamTransport(SocketTransport):
     cdef int send_or_queue(self, object data, const char *buf, size_t size) except -1
     cdef int queue_rest(self, object data, const char *buf, size_t size, size_t sent) except -1
     cdef int begin_queueing(self) except -1
+    cdef int update_hold(self) except -1
     cdef int shut_down_writing(self) except -1
     cdef int watch_writable(self, Handle handle) except -1
     cdef bint unwatch_writable(self) except -1

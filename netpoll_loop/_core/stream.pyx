@@ -162,6 +162,7 @@ cdef class StreamTransport(SocketTransport):
             else:
                 attach(server, self)
         self.server = server
+        self.context = PyContext_CopyCurrent()
         loop.call_soon(protocol.connection_made, self)
         # Reading starts when connection_made has been called.
         loop.call_soon(self._start_reading)
@@ -184,10 +185,14 @@ cdef class StreamTransport(SocketTransport):
 
     def __del__(self):
         self.unclosed()
-        if self.server is not None:
-            server = self.server
+
+    cdef int abandon(self) except -1:
+        SocketTransport.abandon(self)
+        server = self.server
+        if server is not None:
             self.server = None
             detach(server, self)
+        return 0
 
     cdef bint reads(self):
         return self.started and not self._paused and not self._closing and not self.read_eof
@@ -205,10 +210,6 @@ cdef class StreamTransport(SocketTransport):
         )
         self.protocol = protocol
 
-    def get_protocol(self):
-        """asyncio.BaseTransport.get_protocol."""
-        return self.protocol
-
     # ---- reading ---------------------------------------------------------------
 
     def _start_reading(self):
@@ -224,8 +225,7 @@ cdef class StreamTransport(SocketTransport):
         if self._closing or self._paused:
             return
         self._paused = True
-        if not self.writing:
-            self.loop.unhold(self)
+        self.update_hold()
         if self.loop._debug:
             logger.debug("%r pauses reading", self)
 
@@ -235,7 +235,7 @@ cdef class StreamTransport(SocketTransport):
             return
         self._paused = False
         self.started = True
-        self.loop.hold(self)
+        self.update_hold()
         self.context = PyContext_CopyCurrent()
         if not self.read_eof and self.desc is not NULL and np_more(self.desc):
             self.loop.still.append(self)
@@ -253,11 +253,18 @@ cdef class StreamTransport(SocketTransport):
 
     cdef int run(self) except -1:
         cdef uint32_t bits = self.pending_bits
-        cdef object context
         self.queued = False
         self.pending_bits = 0
         if self.loop is None:
             return 0
+        try:
+            return self.serve(bits)
+        except (SystemExit, KeyboardInterrupt):
+            self.run_again(bits)
+            raise
+
+    cdef int serve(self, uint32_t bits) except -1:
+        cdef object context
         if bits & (NP_R | NP_HUP | NP_ERR) and self.reads():
             context = self.context
             PyContext_Enter(context)
@@ -285,18 +292,23 @@ cdef class StreamTransport(SocketTransport):
     cdef int read(self) except -1:
         cdef char *scratch = self.loop.scratch
         cdef ssize_t count
-        cdef object data
+        cdef object data = None
         if self._conn_lost:
             return 0
         count = np_recv(self.loop.engine, self.desc, scratch, SCRATCH_SIZE)
         if count > 0:
-            data = PyBytes_FromStringAndSize(scratch, count)
             try:
+                data = PyBytes_FromStringAndSize(scratch, count)
                 PyObject_CallMethodOneArg(self.protocol, s_data_received, data)
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as exc:
-                self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
+                # Without the memory for them the bytes are lost: the stream must not go on.
+                self._fatal_error(
+                    exc,
+                    "Fatal read error on socket transport" if data is None
+                    else "Fatal error: protocol.data_received() call failed.",
+                )
             return self.after_read()
         if count == 0:
             return self.received_eof()
@@ -332,6 +344,9 @@ cdef class StreamTransport(SocketTransport):
                 "Fatal read error on socket transport",
             )
             return 0
+        except Exception as exc:
+            self._fatal_error(exc, "Fatal read error on socket transport")
+            return 0
         count = np_recv(self.loop.engine, self.desc, view.buf, view.len)
         PyBuffer_Release(&view)
         if count > 0:
@@ -357,7 +372,6 @@ cdef class StreamTransport(SocketTransport):
     cdef int received_eof(self) except -1:
         if self.loop._debug:
             logger.debug("%r received EOF", self)
-        self.read_eof = True
         try:
             keep_open = PyObject_CallMethodNoArgs(self.protocol, s_eof_received)
         except (SystemExit, KeyboardInterrupt):
@@ -365,7 +379,10 @@ cdef class StreamTransport(SocketTransport):
         except BaseException as exc:
             self._fatal_error(exc, "Fatal error: protocol.eof_received() call failed.")
             return 0
-        if not keep_open:
+        self.read_eof = True
+        if keep_open:
+            self.update_hold()
+        else:
             self.close()
         return 0
 
@@ -440,8 +457,7 @@ cdef class StreamTransport(SocketTransport):
         if not self.writing:
             self.writing = True
             self.write_context = PyContext_CopyCurrent()
-            if self._paused:
-                self.loop.hold(self)
+            self.update_hold()
         return 0
 
     def writelines(self, list_of_data):
@@ -533,7 +549,17 @@ cdef class StreamTransport(SocketTransport):
         else:
             if self._eof:
                 self.shut_down_writing()
-            if self._paused:
+            self.update_hold()
+        return 0
+
+    cdef int update_hold(self) except -1:
+        """The loop keeps the transport alive while something can come of it, as asyncio's selector does."""
+        cdef bint wanted = self.writing or self._closing or not (self._paused or self.read_eof)
+        if wanted == self.let_go and self.desc is not NULL:
+            self.let_go = not wanted
+            if wanted:
+                self.loop.hold(self)
+            else:
                 self.loop.unhold(self)
         return 0
 

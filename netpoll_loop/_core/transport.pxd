@@ -1,3 +1,5 @@
+from libc.stdint cimport uint32_t
+
 from netpoll_loop._core.address cimport RAW_SIZE
 from netpoll_loop._core.descriptor cimport Descriptor
 from netpoll_loop._core.engine cimport socklen_t
@@ -21,6 +23,8 @@ cdef class SocketTransport(Descriptor):
     cdef public bint _closing
     cdef public bint _paused
     cdef bint started
+    # What has happened since the last run.
+    cdef uint32_t pending_bits
 
     # Of the socket: address family, type, protocol.
     cdef int family
@@ -34,11 +38,13 @@ cdef class SocketTransport(Descriptor):
 
     cdef int adopt(self, Scheduler loop, object sock, object extra) except -1
     cdef int disown(self) except -1
+    cdef int run_again(self, uint32_t bits) except -1
     cdef bint reads(self)
     cdef size_t buffered_bytes(self)
     cdef int discard(self) except -1
     cdef int remember_names(self) except -1
     cdef int unclosed(self) except -1
+    cdef int abandon(self) except -1
     cdef int pause_protocol(self) except -1
     cdef int resume_protocol(self) except -1
     cdef int lose_connection(self, object exc) except -1

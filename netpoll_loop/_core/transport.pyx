@@ -7,6 +7,7 @@ while the engine may touch its fd, so that a ``close()`` behind the
 transport's back can't free the number.
 """
 
+from libc.stdint cimport uint32_t
 from libc.string cimport memcpy
 
 from netpoll_loop._core.address cimport address_object
@@ -70,6 +71,14 @@ cdef class SocketTransport(Descriptor):
         self.fd = -1
         if isinstance(sock, _socket.socket):
             sock._decref_socketios()
+        return 0
+
+    cdef int run_again(self, uint32_t bits) except -1:
+        """What an exception kept it from doing waits for the next turn: no edge need come again."""
+        self.pending_bits |= bits
+        if self.desc is not NULL and not self.queued:
+            self.queued = True
+            self.loop.ring_push(self)
         return 0
 
     # What a kind of transport defines.
@@ -172,13 +181,31 @@ cdef class SocketTransport(Descriptor):
         return "<{}>".format(" ".join(info))
 
     cdef int unclosed(self) except -1:
-        """The finalizer of a transport that nobody closed."""
+        """The finalizer of a transport that nobody closed; runs on any thread, and without P."""
         if self.fd < 0 or self.loop is None:
             return 0
+        try:
+            warnings.warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
+        finally:
+            if self.desc is not NULL and self.loop._thread_id is not None:
+                # The engine may be about to report it: it lives on until the worker has closed it.
+                self.loop.hold(self)
+                self.loop.call_soon_threadsafe(self._abandon)
+            else:
+                self.abandon()
+        return 0
+
+    def _abandon(self):
+        if self.loop is not None:
+            self.abandon()
+
+    cdef int abandon(self) except -1:
         if self.desc is not NULL:
             self.loop.close_descriptor(self)
-        warnings.warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
-        return self.release_socket()
+        self.release_socket()
+        self.fd = -1
+        self.loop = None
+        return 0
 
     def get_protocol(self):
         """asyncio.BaseTransport.get_protocol."""

@@ -152,6 +152,8 @@ struct np_desc *np_slot(struct np_engine *e, int fd) {
     return np_lookup(e, fd);
 }
 
+int np_backend_fd(const np_engine *e) { return e && !e->dead ? e->os.poll_fd : -EBADF; }
+
 void np_get_stats(np_engine *e, np_stats *out) {
     memset(out, 0, sizeof *out);
     if (!e) {

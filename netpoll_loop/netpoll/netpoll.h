@@ -55,8 +55,10 @@ typedef enum {
 #define NP_ERR 8u /* an error is pending; comes with NP_R and NP_W */
 
 typedef struct {
-    void *user;    /* as given to np_open */
+    void *user;    /* as given to np_open; valid only while np_current says so */
     uint32_t bits; /* NP_R | NP_W | NP_HUP | NP_ERR */
+    uint32_t tag;  /* of the descriptor at the time of the event */
+    np_desc *desc;
 } np_event;
 
 /* Who waits in the OS facility at the moment. */
@@ -101,11 +103,18 @@ void np_fork_child(np_engine *e);
 
 void np_get_stats(np_engine *e, np_stats *out);
 
+/* The fd of the OS facility, to look at from outside (/proc/self/fdinfo); -EBADF. */
+int np_backend_fd(const np_engine *e);
+
 /* ---- Waiting (worker) ---------------------------------------------------- */
 
 /* Reports at most max events without blocking, 0 if there are none; -errno if
  * the OS facility fails (closed behind our back).  Counts as one turn of the worker (the tick looks at it). */
 int np_poll(np_engine *e, np_event *out, int max);
+
+/* Whether the descriptor of an event is still the one that it was reported
+ * for: the caller may have closed it since, and freed its user. */
+int np_current(const np_event *ev);
 
 /* To block: np_park_prepare publishes "asleep"; the caller then looks at its
  * own queues once more; then np_park blocks (or np_park_cancel, if there was

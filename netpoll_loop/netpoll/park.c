@@ -115,6 +115,8 @@ static unsigned dispatch(struct np_engine *e, const struct np_os_event *ev, np_e
         return 0;
     }
     out->user = d->user;
+    out->tag = tag;
+    out->desc = d;
     switch (d->kind) {
     case NP_STREAM:
         if (bits & NP_W) {
@@ -177,11 +179,15 @@ static int take_ready(struct np_engine *e, np_event *out, int max) {
             continue;
         }
         out[n].user = d->user;
+        out[n].tag = d->tag;
+        out[n].desc = d;
         out[n].bits = bits;
         n++;
     }
     return n;
 }
+
+int np_current(const np_event *ev) { return ev->desc->kind && ev->desc->tag == ev->tag; }
 
 /* ---- Poll and park ------------------------------------------------------------------------ */
 
