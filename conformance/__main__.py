@@ -78,6 +78,19 @@ def refresh(suite: Suite, rounds: int) -> tuple[list[str], dict[str, str]]:
     return passed, flickering
 
 
+def delay_breaks(suite: Suite, tests: Sequence[str]) -> list[str]:
+    """Those that fail on stock asyncio with each I/O event delayed by one turn, and only because of the delay."""
+    print(f"{len(tests)} on stock asyncio with each I/O event delayed by one turn", flush=True)
+    outcomes = run(suite, loops.DELAYED, "auto", tests)
+    broken = [test for test, outcome in outcomes.items() if outcome.outcome != records.PASS]
+    if suite.reference == "asyncio" or not broken:
+        return broken
+    print(f"{len(broken)} on stock asyncio as it is", flush=True)
+    return [
+        test for test, outcome in run(suite, loops.STOCK, "auto", broken).items() if outcome.outcome == records.PASS
+    ]
+
+
 def write_json(path: str, suite: Suite, results: dict[str, driver.Outcome], verdict: ledger.Verdict) -> None:
     document = {
         "suite": suite.name,
@@ -126,9 +139,7 @@ def conform(suite: Suite, options: argparse.Namespace) -> int:
         if outcome.outcome != records.PASS and test not in expected.differences and test not in expected.flickers
     ]
     if options.netpoller == "dedicated" and suspects:
-        print(f"{len(suspects)} on stock asyncio with each I/O event delayed by one turn", flush=True)
-        delayed = run(suite, loops.DELAYED, options.netpoller, suspects)
-        also_fails = [test for test, outcome in delayed.items() if outcome.outcome != records.PASS]
+        also_fails = delay_breaks(suite, suspects)
 
     selected = len(tests) != len(passed)
     verdict = ledger.judge(tests, results, expected, also_fails=also_fails, selected=selected)
@@ -182,3 +193,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except ledger.LedgerError as error:
         sys.exit(f"conformance: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

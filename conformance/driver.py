@@ -5,6 +5,7 @@ CRASH in the test that it was in. Either way a new worker goes on with the tests
 reported is MISSING: it isn't in the suite, or its module or class could not be set up.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -55,7 +56,7 @@ class _Worker:
         json.dump({**job.settings, **settings, "fd": write_end}, self._file)
         self._file.flush()
         self._pipe, self._pending, self._at_end = read_end, b"", False
-        self._limit = job.limit
+        self.limit = job.limit
         self.process = subprocess.Popen(
             job.command,
             cwd=job.directory,
@@ -83,7 +84,7 @@ class _Worker:
                 elif "end" in record:
                     self.current, self.since = None, now
                 yield record
-            limit = START_LIMIT if self.current is None else self._limit
+            limit = START_LIMIT if self.current is None else self.limit
             left = self.since + limit - time.monotonic()
             if left <= 0:
                 raise TimeoutError(f"no end after {limit:g} s")
@@ -131,6 +132,10 @@ def _how_it_ended(returncode: int) -> str:
     return f"the interpreter exited with status {returncode}"
 
 
+#: Statuses of a worker that ran what it could: all well, tests failed, nothing to run (pytest's 5).
+_ENDED_WELL = (0, 1, 5)
+
+
 def run(job: Job, tests: Sequence[str], report: Callable[[str, Outcome], None]) -> dict[str, Outcome]:
     """One result for each id of `tests`, run in this order, in one worker as long as it lives."""
     results: dict[str, Outcome] = {}
@@ -143,57 +148,62 @@ def run(job: Job, tests: Sequence[str], report: Callable[[str, Outcome], None]) 
             report(test, outcome)
 
     while left:
-        worker = _Worker(job, tests=left)
         before = len(results)
-        failure = None
-        try:
-            for record in worker.records():
-                if "end" in record:
-                    fields = {
-                        key: record[key] for key in ("outcome", "detail", "seconds", "ours", "stock") if key in record
-                    }
-                    add(record["end"], Outcome(**fields))
-                elif "note" in record:
-                    notes.append(record["note"])
-            try:
-                worker.process.wait(END_LIMIT)
-            except subprocess.TimeoutExpired:
-                # A thread that a test left behind, for example. Its tests have ended.
-                notes.append(f"after its tests: still there after {END_LIMIT} s")
-        except TimeoutError as error:
-            failure = str(error)
-            worker.dump()
-        if worker.current is not None:
-            if failure is not None:
-                add(worker.current, Outcome(HANG, f"{failure}\n{worker.output()}", worker._limit))
-            else:
-                add(worker.current, Outcome(CRASH, f"{_how_it_ended(worker.process.returncode)}\n{worker.output()}"))
-        elif failure is not None or worker.process.returncode not in (None, 0, 1, 5):
-            notes.append(f"between tests: {failure or _how_it_ended(worker.process.returncode)}\n{worker.output()}")
-        output = worker.output()
-        worker.close()
+        with contextlib.closing(_Worker(job, tests=left)) as worker:
+            complete = _follow(worker, add, notes)
         left = [test for test in left if test not in results]
-        if len(results) == before or (worker.current is None and failure is None):
-            # Nothing more comes: what is left was never started.
+        if complete or len(results) == before:
+            # Another worker would not get to them either.
             for test in left:
-                add(test, Outcome(MISSING, "\n".join([*notes, output])[-OUTPUT_LIMIT:]))
+                add(test, Outcome(MISSING, "\n".join(notes)[-OUTPUT_LIMIT:]))
             left = []
     return results
 
 
+def _follow(worker: _Worker, add: Callable[[str, Outcome], None], notes: list[str]) -> bool:
+    """Takes a worker's records to its end. True if it came to the end of its tests by itself."""
+    failure = None
+    try:
+        for record in worker.records():
+            if "end" in record:
+                fields = ("outcome", "detail", "seconds", "ours", "stock")
+                add(record["end"], Outcome(**{field: record[field] for field in fields if field in record}))
+            elif "note" in record:
+                notes.append(record["note"])
+        try:
+            worker.process.wait(END_LIMIT)
+        except subprocess.TimeoutExpired:
+            if worker.current is None:
+                # A thread that a test left behind, for example. Its tests have ended.
+                return True
+            failure = "the record pipe was closed"
+    except TimeoutError as error:
+        failure = str(error)
+        worker.dump()
+    status = worker.process.returncode
+    if worker.current is not None:
+        if failure is not None:
+            add(worker.current, Outcome(HANG, f"{failure}\n{worker.output()}", worker.limit))
+        else:
+            add(worker.current, Outcome(CRASH, f"{_how_it_ended(status)}\n{worker.output()}"))
+        return False
+    notes.append(worker.output())
+    if failure is None and status in _ENDED_WELL:
+        return True
+    notes.append(f"between tests: {failure or _how_it_ended(status)}")
+    return False
+
+
 def discover(job: Job, modules: Sequence[str]) -> tuple[list[str], list[str]]:
     """The ids of all tests in `modules`, and notes on what could not be imported."""
-    worker = _Worker(job, discover=list(modules))
     tests, notes = [], []
-    try:
+    with contextlib.closing(_Worker(job, discover=list(modules))) as worker:
         for record in worker.records():
             if "end" in record:
                 tests.append(record["end"])
             elif "note" in record:
                 notes.append(record["note"])
         worker.process.wait(START_LIMIT)
-        if worker.process.returncode not in (0, 5):
+        if worker.process.returncode not in _ENDED_WELL:
             sys.exit(f"conformance: the tests could not be collected\n{worker.output()}")
-    finally:
-        worker.close()
     return tests, notes

@@ -16,7 +16,7 @@ import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
-CACHE = HERE / ".cache"
+CACHE = (HERE / ".cache").resolve()
 
 
 @dataclasses.dataclass(frozen=True)

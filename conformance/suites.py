@@ -27,13 +27,21 @@ class Suite(abc.ABC):
     limit: float
 
     @staticmethod
-    def _tests_apart(folder: pathlib.Path) -> pathlib.Path:
-        """The unpacked tests without the unbuilt package beside them, which would be imported instead of the built."""
-        apart = folder / "apart"
-        if not apart.is_dir():
-            shutil.copytree(folder / "tests", folder / "apart.new" / "tests")
-            (folder / "apart.new").rename(apart)
-        return apart
+    def _without_package(sdist: sources.Sdist) -> pathlib.Path:
+        """The sdist without its unbuilt package, which its tests would import instead of the built one."""
+        folder = sdist.unpack()
+        whole, partial = folder / "without-package", folder / "without-package.new"
+        if not whole.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+            left_out = {sdist.name, "vendor", whole.name, partial.name}
+            partial.mkdir()
+            for entry in folder.iterdir():
+                if entry.is_dir() and entry.name not in left_out:
+                    shutil.copytree(entry, partial / entry.name)
+                elif entry.is_file():
+                    shutil.copy(entry, partial)
+            partial.rename(whole)
+        return whole
 
     @abc.abstractmethod
     def job(self, kind: str, netpoller: str) -> driver.Job:
@@ -71,9 +79,9 @@ class Uvloop(Suite):
         environment = self._environment(netpoller, package)
         environment["CONFORMANCE_LOOP"] = kind
         environment["CONFORMANCE_UVLOOP"] = str(folder)
-        apart = self._tests_apart(folder)
-        settings = {"loop": loops.STOCK if kind == REFERENCE else kind, "install": False, "path": [str(apart)]}
-        return driver.Job([python, "-m", "conformance.worker"], environment, str(apart), settings, self.limit)
+        tests = self._without_package(UVLOOP)
+        settings = {"loop": loops.STOCK if kind == REFERENCE else kind, "install": False, "path": [str(tests)]}
+        return driver.Job([python, "-m", "conformance.worker"], environment, str(tests), settings, self.limit)
 
     def discover(self):
         folder = UVLOOP.unpack()
@@ -140,15 +148,12 @@ class Aiohttp(Suite):
     )  # fmt: skip
 
     def job(self, kind, netpoller):
-        folder = AIOHTTP.unpack()
         python = sources.environment("aiohttp")
-        apart = self._tests_apart(folder)
-        shutil.copy(folder / "pytest.ini", apart)
         settings = {"loop": loops.STOCK if kind == REFERENCE else kind, "arguments": list(self.ARGUMENTS)}
         return driver.Job(
             [python, "-m", "conformance.pytest_worker"],
             self._environment(netpoller),
-            str(apart),
+            str(self._without_package(AIOHTTP)),
             settings,
             self.limit,
         )

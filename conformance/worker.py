@@ -23,19 +23,21 @@ class Result(unittest.TestResult):
     def __init__(self, recorder: records.Recorder, names: dict[int, str], census: loops.Census) -> None:
         super().__init__()
         self._recorder, self._names, self._census = recorder, names, census
+        # Not in startTest: 3.12.1 doesn't call it for a test that a decorator skips.
+        self._outcome, self._detail = records.PASS, ""
 
     def _name(self, test):
         return self._names.get(id(test))
 
     def startTest(self, test):
         super().startTest(test)
-        self._outcome, self._detail = records.PASS, ""
         self._census.take()
         self._recorder.start(self._name(test))
 
     def stopTest(self, test):
         super().stopTest(test)
         self._recorder.end(self._name(test), self._outcome, self._detail, **self._census.take())
+        self._outcome, self._detail = records.PASS, ""
 
     def _note(self, test, outcome, detail):
         if self._name(getattr(test, "test_case", test)) is None:

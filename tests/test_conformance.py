@@ -48,6 +48,8 @@ def test_outcomes_of_tests(job):
                 def test_fail(self): self.assertEqual(1, 2)
                 def test_error(self): raise KeyError("what happened")
                 def test_skip(self): self.skipTest("not here")
+                @unittest.skip("never")
+                def test_skipped(self): pass
                 @unittest.expectedFailure
                 def test_xfail(self): self.fail()
                 @unittest.expectedFailure
@@ -58,9 +60,13 @@ def test_outcomes_of_tests(job):
                             self.assertNotEqual(number, 1)
             """
         ),
-        *(f"sample.T.test_{name}" for name in ("pass", "fail", "error", "skip", "xfail", "xpass", "subtests")),
+        *(
+            f"sample.T.test_{name}"
+            for name in ("skipped", "pass", "fail", "error", "skip", "xfail", "xpass", "subtests")
+        ),
     )
     assert {name: result.outcome for name, result in results.items()} == {
+        "test_skipped": records.SKIP,
         "test_pass": records.PASS,
         "test_fail": records.FAIL,
         "test_error": records.ERROR,
@@ -90,6 +96,20 @@ def test_a_crash_is_the_result_of_its_test_and_the_run_goes_on(job):
     assert [results[f"test_{number}"].outcome for number in (1, 2, 3, 4)] == ["pass", "crash", "crash", "pass"]
     assert "SIGSEGV" in results["test_2"].detail
     assert "status 3" in results["test_3"].detail
+
+
+def test_a_crash_between_tests_loses_none_that_comes_after(job):
+    source = """
+        import os, unittest
+        class A(unittest.TestCase):
+            def test_1(self): pass
+            @classmethod
+            def tearDownClass(cls): os._exit(9)
+        class B(unittest.TestCase):
+            def test_2(self): pass
+        """
+    results = run(job(source), "sample.A.test_1", "sample.B.test_2")
+    assert [results["test_1"].outcome, results["test_2"].outcome] == ["pass", "pass"]
 
 
 def test_a_hang_is_the_result_of_its_test_with_its_stack_and_the_run_goes_on(job):
@@ -287,7 +307,7 @@ tests = ["t.c"]
 reason = "only where the netpoller does the I/O"
 tests = ["t.d"]
 netpoller = ["dedicated"]
-python = ["3.11", "3.12"]
+python = ["3.11", "3.12.1"]
 
 [[flicker]]
 reason = "a race in the test"
@@ -297,7 +317,7 @@ ours = "1/20"
 """
 
 
-def loaded(text=LEDGER, netpoller="auto", python="3.11", debug=False):
+def loaded(text=LEDGER, netpoller="auto", python="3.11.7", debug=False):
     return ledger.load(text, netpoller=netpoller, python=python, debug=debug)
 
 
@@ -308,7 +328,9 @@ def outcomes(**by_name):
 def test_entries_apply_where_they_say():
     assert set(loaded().differences) == {"t.c"}
     assert set(loaded(netpoller="dedicated").differences) == {"t.c", "t.d"}
-    assert set(loaded(netpoller="dedicated", python="3.13").differences) == {"t.c"}
+    assert set(loaded(netpoller="dedicated", python="3.12.1").differences) == {"t.c", "t.d"}
+    assert set(loaded(netpoller="dedicated", python="3.12.10").differences) == {"t.c"}
+    assert set(loaded(netpoller="dedicated", python="3.13.0").differences) == {"t.c"}
     assert set(loaded().flickers) == {"t.f"}
 
 
