@@ -45,8 +45,9 @@ cdef class Scheduler:
     # Where streams receive into before the bytes object of the right size is made.
     cdef char *scratch
     cdef bint thread_wanted
-    # Between the hooks of a fork: no thread may be started.
-    cdef bint fork_pending
+    # Forks between their hooks: no thread may be started.  More than one, where the
+    # last hook of a fork comes as a callback (forking.py) and the next fork is faster.
+    cdef int forks_pending
     # In a forked child: the engine is the parent's.
     cdef bint forked
     # What the engine had counted when it was closed.

@@ -505,7 +505,7 @@ cdef class Scheduler:
 
     cdef int need_netpoller(self) except -1:
         cdef int error
-        if not self.thread_wanted or self.fork_pending:
+        if not self.thread_wanted or self.forks_pending:
             return 0
         self.thread_wanted = False
         error = np_thread_start(self.engine)
@@ -527,21 +527,22 @@ cdef class Scheduler:
         if self.engine is NULL or self._closed:
             return
         # None is started either until the fork is over.
-        self.fork_pending = True
+        self.forks_pending += 1
         np_get_stats(self.engine, &snapshot)
         if snapshot.thread_running:
             np_thread_stop(self.engine)
             self.thread_wanted = True
 
     def _after_fork_parent(self):
-        self.fork_pending = False
+        if self.forks_pending > 0:
+            self.forks_pending -= 1
         if self.thread_wanted and not self._closed:
             self.need_netpoller()
 
     def _after_fork_child(self):
         self.thread_wanted = False
         self.forked = True
-        self.fork_pending = False
+        self.forks_pending = 0
         if self.engine is not NULL:
             np_fork_child(self.engine)
 
