@@ -15,7 +15,8 @@ from cpython.ref cimport Py_INCREF
 from libc.math cimport ceil
 
 from netpoll_loop._core.engine cimport (
-    NP_AUTO, NP_DEDICATED, NP_INLINE, NP_POLLER_NETPOLLER, NP_R, NP_POLLER_WORKER, np_backend_fd, np_close, np_current, np_done,
+    NP_AUTO, NP_DEDICATED, NP_INLINE, NP_POLLER_NETPOLLER, NP_POLLER_WORKER, NP_R,
+    np_backend_fd, np_close, np_current, np_done,
     np_engine_free, np_engine_new, np_fork_child, np_get_stats, np_open, np_park,
     np_park_cancel, np_park_prepare, np_poll, np_rearm, np_set_running, np_stats, np_thread_start,
     np_thread_stop, np_wake,
@@ -253,6 +254,9 @@ cdef class Scheduler:
     cdef int dispatch(self, int count) except -1:
         cdef int i = 0
         cdef Descriptor descriptor = None
+        if count < 0:
+            # The poller itself failed: closed behind our back.
+            raise OSError(-count, os.strerror(-count))
         while i < count:
             try:
                 while i < count:
@@ -272,8 +276,6 @@ cdef class Scheduler:
         cdef Descriptor descriptor
         cdef int count = np_poll(self.engine, self.events, EVENTS_MAX)
         if count:
-            if count < 0:
-                raise OSError(-count, os.strerror(-count))
             self.dispatch(count)
         if self.still:
             still = self.still
@@ -300,8 +302,6 @@ cdef class Scheduler:
             count = np_park(self.engine, self.events, EVENTS_MAX, deadline)
         # What was received is queued before a signal handler may raise.
         if count:
-            if count < 0:
-                raise OSError(-count, os.strerror(-count))
             self.dispatch(count)
         return 0
 
