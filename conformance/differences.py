@@ -178,8 +178,8 @@ class _Context(asyncio.Protocol):
 
 @difference(
     "In whose context (contextvars) is connection_lost() called after transport.close()?",
-    "close()'s caller", "the connection's", "close()'s caller",
-    "asyncio does not document it.",
+    "close()'s caller", "the connection's", "the connection's",
+    "asyncio does not document it. All callbacks of a protocol run in the context in which its connection was made.",
 )  # fmt: skip
 def context_of_connection_lost(loop):
     async def main():

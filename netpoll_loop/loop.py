@@ -28,6 +28,7 @@ from netpoll_loop._core.sock import SockLoop
 from netpoll_loop._core.stream import StreamTransport
 from netpoll_loop.dns import resolve_literal
 from netpoll_loop.options import resolve_netpoller
+from netpoll_loop.parameters import ParametersMixin
 from netpoll_loop.subprocesses import SubprocessMixin
 
 __all__ = ("Loop",)
@@ -127,7 +128,7 @@ class _Transports(weakref.WeakValueDictionary[int, Any]):
             super().__delitem__(fd)
 
 
-class Loop(SockLoop, SubprocessMixin):
+class Loop(SockLoop, ParametersMixin, SubprocessMixin):
     """An asyncio event loop over the netpoller.
 
     ``netpoller`` is "auto", "dedicated" or "inline"; None takes the environment
@@ -219,7 +220,7 @@ class Loop(SockLoop, SubprocessMixin):
     def _stop_serving(self, sock: socket.socket) -> None:
         self._stop_listening(sock)
         # Closes the socket, and from 3.13 on unlinks the path of a Unix one.
-        super()._stop_serving(sock)  # type: ignore[misc]
+        super()._stop_serving(sock)
 
     # ---- transports -----------------------------------------------------------------
 

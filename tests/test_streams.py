@@ -1578,6 +1578,7 @@ def test_a_closed_transport_and_its_protocol_are_freed_without_the_collector(run
     run(main())
 
 
+@pytest.mark.not_on_oracle("asyncio calls some of them in the context of whoever caused them")
 def test_callbacks_run_in_the_context_in_which_the_connection_was_made(run, loop, socket_pair):
     var = contextvars.ContextVar("var", default="unset")
     seen = []
@@ -1592,6 +1593,14 @@ def test_callbacks_run_in_the_context_in_which_the_connection_was_made(run, loop
             seen.append((data.decode(), var.get()))
             var.set("set by data_received")
 
+        def pause_writing(self):
+            super().pause_writing()
+            seen.append(("pause", var.get()))
+
+        def resume_writing(self):
+            super().resume_writing()
+            seen.append(("resume", var.get()))
+
         def connection_lost(self, exc):
             super().connection_lost(exc)
             seen.append(("lost", var.get()))
@@ -1605,6 +1614,12 @@ def test_callbacks_run_in_the_context_in_which_the_connection_was_made(run, loop
             await send_all(peer, b"%d" % i)
             await until(lambda i=i: len(protocol.data) == i + 1)
         assert var.get() == "later"
+        transport.pause_reading()
+        transport.resume_reading()
+        transport.set_write_buffer_limits(high=0)
+        transport.write(b"x" * 2**24)
+        await read_exactly(peer, 2**24)
+        await until(lambda: not transport.get_write_buffer_size())
         transport.close()
         await until(lambda: protocol.lost)
         assert seen == [
@@ -1612,7 +1627,9 @@ def test_callbacks_run_in_the_context_in_which_the_connection_was_made(run, loop
             ("0", "at connect"),
             ("1", "set by data_received"),
             ("2", "set by data_received"),
-            ("lost", "later"),
+            ("pause", "set by data_received"),
+            ("resume", "set by data_received"),
+            ("lost", "set by data_received"),
         ]
 
     run(main())

@@ -42,7 +42,6 @@ cdef class DatagramTransport(SocketTransport):
     cdef object address
     cdef object buffer
     cdef size_t buffer_size
-    cdef object write_context
     cdef bint connected
 
     max_size = SCRATCH_SIZE
@@ -55,7 +54,8 @@ cdef class DatagramTransport(SocketTransport):
             self.protocol = protocol
             self.connected = self.extra["peername"] is not None
             self.loop.open_descriptor(self, self.fd, NP_WAIT)
-            loop.call_soon(protocol.connection_made, self)
+            self.context = PyContext_CopyCurrent()
+            loop.call_soon(protocol.connection_made, self, context=self.context)
             # Reading starts when connection_made has been called.
             loop.call_soon(self._start_reading)
             if waiter is not None:
@@ -92,7 +92,6 @@ cdef class DatagramTransport(SocketTransport):
         if self._closing or self._paused or self.started or self.desc is NULL:
             return
         self.started = True
-        self.context = PyContext_CopyCurrent()
         self.loop.still.append(self)
 
     def pause_reading(self):
@@ -106,7 +105,6 @@ cdef class DatagramTransport(SocketTransport):
             return
         self._paused = False
         self.started = True
-        self.context = PyContext_CopyCurrent()
         if self.desc is not NULL:
             self.loop.still.append(self)
 
@@ -141,7 +139,7 @@ cdef class DatagramTransport(SocketTransport):
             finally:
                 PyContext_Exit(context)
         if bits & (NP_W | NP_ERR | NP_HUP) and self.loop is not None and self.buffer:
-            context = self.write_context
+            context = self.context
             PyContext_Enter(context)
             try:
                 self.write_ready()
@@ -202,7 +200,7 @@ cdef class DatagramTransport(SocketTransport):
                 self.send(data, addr)
                 return
             except (BlockingIOError, InterruptedError):
-                self.write_context = PyContext_CopyCurrent()
+                pass
             except OSError as exc:
                 self.protocol.error_received(exc)
                 return
@@ -252,4 +250,4 @@ cdef class DatagramTransport(SocketTransport):
         self._closing = True
         if not self.buffer:
             self._conn_lost += 1
-            self.loop.call_soon(self._call_connection_lost, None)
+            self.loop.call_soon(self._call_connection_lost, None, context=self.context)

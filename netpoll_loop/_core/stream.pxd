@@ -9,8 +9,6 @@ from netpoll_loop._core.transport cimport SocketTransport
 cdef class StreamTransport(SocketTransport):
     cdef object server
     cdef object empty_waiter
-    # The context of the write that was queued.
-    cdef object write_context
     # A writer callback of loop.sock_sendfile, while it sends past us.
     cdef Handle sendfile_writer
 

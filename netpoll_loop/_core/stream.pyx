@@ -163,7 +163,7 @@ cdef class StreamTransport(SocketTransport):
                 attach(server, self)
         self.server = server
         self.context = PyContext_CopyCurrent()
-        loop.call_soon(protocol.connection_made, self)
+        loop.call_soon(protocol.connection_made, self, context=self.context)
         # Reading starts when connection_made has been called.
         loop.call_soon(self._start_reading)
         if waiter is not None:
@@ -216,7 +216,6 @@ cdef class StreamTransport(SocketTransport):
         if self._closing or self._paused or self.started or self.desc is NULL:
             return
         self.started = True
-        self.context = PyContext_CopyCurrent()
         if np_more(self.desc):
             self.loop.still.append(self)
 
@@ -236,7 +235,6 @@ cdef class StreamTransport(SocketTransport):
         self._paused = False
         self.started = True
         self.update_hold()
-        self.context = PyContext_CopyCurrent()
         if not self.read_eof and self.desc is not NULL and np_more(self.desc):
             self.loop.still.append(self)
         if self.loop._debug:
@@ -281,7 +279,7 @@ cdef class StreamTransport(SocketTransport):
                 self.sendfile_writer = None
                 self.loop.ring_push(handle)
             if self.writing or bits & NP_ERR:
-                context = self.write_context if self.writing else self.context
+                context = self.context
                 PyContext_Enter(context)
                 try:
                     self.write_progress()
@@ -450,13 +448,12 @@ cdef class StreamTransport(SocketTransport):
             self._fatal_error(os_error(error), "Fatal write error on socket transport")
         elif np_pending(self.desc) == 0:
             # The engine has sent it already, or failed to: no event need come of it.
-            self.write_progress()
+            self.on_ready(NP_W)
         return 0
 
     cdef int begin_queueing(self) except -1:
         if not self.writing:
             self.writing = True
-            self.write_context = PyContext_CopyCurrent()
             self.update_hold()
         return 0
 
@@ -539,7 +536,6 @@ cdef class StreamTransport(SocketTransport):
         if not was_writing or self.desc is NULL or np_pending(self.desc):
             return 0
         self.writing = False
-        self.write_context = None
         if self.empty_waiter is not None and not self.empty_waiter.done():
             self.empty_waiter.set_result(None)
         if self._closing:
@@ -620,7 +616,7 @@ cdef class StreamTransport(SocketTransport):
         self._closing = True
         if not self.writing:
             self._conn_lost += 1
-            self.loop.call_soon(self._call_connection_lost, None)
+            self.loop.call_soon(self._call_connection_lost, None, context=self.context)
 
     cdef int discard(self) except -1:
         if self.desc is not NULL:
@@ -638,7 +634,6 @@ cdef class StreamTransport(SocketTransport):
             self.unwatch_writable()
             if self.empty_waiter is not None and not self.empty_waiter.done():
                 self.empty_waiter.set_exception(ConnectionError("Connection is closed by peer"))
-            self.write_context = None
             server = self.server
             if server is not None:
                 self.server = None

@@ -13,7 +13,7 @@ cdef class SocketTransport(Descriptor):
     cdef object protocol
     cdef object sock
     cdef object extra
-    # The context of the read callbacks.
+    # Copied when the connection was made; all of the protocol's callbacks run in it.
     cdef object context
 
     cdef public size_t _high_water

@@ -241,7 +241,8 @@ cdef class SocketTransport(Descriptor):
             return 0
         self._protocol_paused = True
         try:
-            self.protocol.pause_writing()
+            # In a copy: a write() in one of the protocol's own callbacks has entered the context already.
+            self.context.copy().run(self.protocol.pause_writing)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
@@ -308,7 +309,7 @@ cdef class SocketTransport(Descriptor):
         self.discard()
         self._closing = True
         self._conn_lost += 1
-        self.loop.call_soon(self._call_connection_lost, exc)
+        self.loop.call_soon(self._call_connection_lost, exc, context=self.context)
 
     def _call_connection_lost(self, exc):
         if self.loop is not None:
