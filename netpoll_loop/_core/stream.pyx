@@ -584,7 +584,12 @@ cdef class StreamTransport(SocketTransport):
                 self._call_connection_lost(None)
         else:
             if self._eof:
-                self.shut_down_writing()
+                try:
+                    self.shut_down_writing()
+                except OSError as exc:
+                    # The peer has gone meanwhile.
+                    self._fatal_error(exc, "Fatal write error on socket transport")
+                    return 0
             self.update_hold()
         return 0
 

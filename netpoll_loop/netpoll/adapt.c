@@ -14,17 +14,22 @@ static void new_window(struct np_engine *e, int64_t now) {
     e->window.writes = 0;
 }
 
+static void end(struct np_engine *e, int64_t now) {
+    e->window.begun = np_offload(e, 0);
+    e->window.agreed = 0;
+    new_window(e, now);
+}
+
 static void decide(struct np_engine *e) {
     int64_t now = np_now(), elapsed = now - e->window.since, busy = elapsed - e->window.waited;
     int64_t each = busy / e->window.writes;
-    if (np_get(&e->offload)) {
+    if (e->window.begun) {
         if (busy * 100 < elapsed * NP_BUSY_ENOUGH || each < NP_WORK_ENOUGH) {
-            (void)np_offload(e, 0);
-            e->window.agreed = 0;
+            end(e, now);
         }
     } else if (e->cpus > 1 && busy * 100 >= elapsed * NP_BUSY && each >= NP_WORK) {
         if (++e->window.agreed >= NP_AGREE) {
-            (void)np_offload(e, 1);
+            e->window.begun = np_offload(e, 1);
         }
     } else {
         e->window.agreed = 0;
@@ -44,10 +49,8 @@ int np_hand_over(np_engine *e, np_desc *d) {
 
 void np_waited(struct np_engine *e, int64_t from, int64_t to) {
     e->window.waited += to - from;
-    if (np_get(&e->offload) && to - from >= NP_QUIET && !e->switching) {
-        (void)np_offload(e, 0);
-        e->window.agreed = 0;
-        new_window(e, to);
+    if (e->window.begun && to - from >= NP_QUIET) {
+        end(e, to);
     }
 }
 

@@ -305,6 +305,7 @@ struct np_engine {
         int64_t since, waited; /* ns: its beginning; how much of it the worker has waited */
         int writes;
         int agreed; /* windows in a row */
+        int begun;  /* offload is on, and that was decided here */
     } window;      /* worker only: adapt.c */
     int switching; /* worker only: np_switch_always */
     struct np_write *done_mine; /* worker only: taken from done_head */

@@ -365,7 +365,7 @@ void np_settle(np_engine *e) {
     if (!e || e->dead || e->mode != NP_AUTO) {
         return;
     }
-    (void)np_offload(e, 0);
+    e->window.begun = np_offload(e, 0);
     struct np_desc *d;
     unsigned bits;
     while (np_get_sc(&e->submitted.any) && (d = np_mailbox_take(&e->submitted, &bits)) != NULL) {

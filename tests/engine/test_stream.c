@@ -1,4 +1,6 @@
 /* Streams: bytes in order, none lost, none twice; bounds; ends. */
+#include <sched.h>
+
 #include "harness.h"
 
 TEST(more_says_whether_a_receive_may_find_something, 20) {
@@ -660,4 +662,58 @@ TEST(only_auto_hands_over, 10) {
     EQ(np_offload(NULL, 1), 0);
     EQ(np_tell(NULL, NULL), 0);
     np_settle(NULL);
+}
+
+/* ---- np_hand_over ---- */
+
+static void work(int64_t ns) {
+    for (int64_t end = now_ns() + ns; now_ns() < end;) {
+    }
+}
+
+/* 64 writes and as many turns, each with so much work, and so much waiting. */
+static int handed_over(np_engine *e, np_desc *d, int rounds, int64_t work_ns, int wait_ms) {
+    int yes = 0;
+    for (int i = 0; i < rounds; i++) {
+        np_event ev[4];
+        work(work_ns);
+        yes += np_hand_over(e, d);
+        turn(e, ev, 4, wait_ms);
+        while (np_done(e)) {
+        }
+    }
+    return yes;
+}
+
+TEST(auto_hands_over_while_the_worker_is_busy_and_does_much_between_two_writes, 60) {
+    for (np_mode mode = NP_INLINE; mode <= NP_DEDICATED; mode++) {
+        np_engine *e = engine_of(mode);
+        int fds[2];
+        np_stats s;
+        pair(fds);
+        np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+        np_get_stats(e, &s);
+        int yes = handed_over(e, d, 1000, 30 * 1000, 0);
+        np_stats after;
+        np_get_stats(e, &after);
+        cpu_set_t cpus;
+        EQ(sched_getaffinity(0, sizeof cpus, &cpus), 0);
+        int can = mode == NP_AUTO && CPU_COUNT(&cpus) > 1;
+        CHECK(can ? yes > 0 : yes == 0);
+        if (can) { /* one long wait ends it */
+            np_event ev[4];
+            EQ(after.offloading, 1);
+            turn(e, ev, 4, 20);
+            np_get_stats(e, &after);
+            EQ(after.offloading, 0);
+            EQ(np_hand_over(e, d), 0);
+        }
+        EQ(handed_over(e, d, 200, 50 * 1000, 1), 0); /* mostly waiting */
+        np_close(e, d);
+        EQ(np_hand_over(e, NULL), 0);
+        close(fds[0]);
+        close(fds[1]);
+        engine_end(e);
+    }
+    EQ(np_hand_over(NULL, NULL), 0);
 }
