@@ -37,7 +37,13 @@ def test_every_field_has_its_type(loop):
     assert stats.poller in ("none", "worker", "netpoller")
     assert type(stats.netpoller_thread) is bool
     assert type(stats.offloading) is bool
-    assert {field.name for field in dataclasses.fields(stats)} == {*COUNTERS, "poller", "offloading", "netpoller_thread", "mode"}
+    assert {field.name for field in dataclasses.fields(stats)} == {
+        *COUNTERS,
+        "poller",
+        "offloading",
+        "netpoller_thread",
+        "mode",
+    }
 
 
 def test_a_snapshot_does_not_change(loop):
