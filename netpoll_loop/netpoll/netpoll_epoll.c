@@ -5,8 +5,9 @@
  */
 #include <errno.h>
 #include <limits.h>
-#include <string.h>
 #include <sched.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
@@ -178,10 +179,40 @@ void np_os_kick(struct np_os *os) {
     } while (n < 0 && errno == EINTR);
 }
 
+/* The first numbers of a file below root; how many there were. */
+static int read_numbers(const char *root, const char *name, long long *first, long long *second) {
+    char path[4096];
+    if (snprintf(path, sizeof path, "%s/%s", root, name) >= (int)sizeof path) {
+        return 0;
+    }
+    FILE *f = fopen(path, "re");
+    if (!f) {
+        return 0;
+    }
+    int got = fscanf(f, "%lld %lld", first, second); /* "max 100000": none */
+    fclose(f);
+    return got;
+}
+
+int np_os_quota(const char *root) {
+    long long quota = 0, period = 0, unused;
+    int known = read_numbers(root, "cpu.max", &quota, &period) == 2; /* version 2 */
+    if (!known) {
+        known = read_numbers(root, "cpu/cpu.cfs_quota_us", &quota, &unused) >= 1 &&
+                read_numbers(root, "cpu/cpu.cfs_period_us", &period, &unused) >= 1;
+    }
+    if (!known || quota <= 0 || period <= 0) {
+        return INT_MAX;
+    }
+    long long cpus = quota / period;
+    return cpus < 1 ? 1 : cpus > INT_MAX ? INT_MAX : (int)cpus;
+}
+
 int np_os_cpus(void) {
     cpu_set_t set;
     if (sched_getaffinity(0, sizeof set, &set) < 0) {
         return 1; /* more CPUs than the set has places for would be possible, and is not worth the code */
     }
-    return CPU_COUNT(&set);
+    int quota = np_os_quota("/sys/fs/cgroup"), affine = CPU_COUNT(&set);
+    return affine < quota ? affine : quota;
 }

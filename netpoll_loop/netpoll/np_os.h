@@ -28,8 +28,12 @@ struct np_os_event {
 
 #define NP_OS_EVENTS 256 /* at most so many for each wait */
 
-/* CPUs that this process may run on; at least 1. */
+/* CPUs that this process may use, by affinity and quota; at least 1. */
 int np_os_cpus(void);
+
+/* CPUs that the quota of the control group mounted at `root` amounts to, rounded
+ * down, at least 1; INT_MAX without one. */
+int np_os_quota(const char *root);
 
 /* 0 or -errno. */
 int np_os_create(struct np_os *os);

@@ -1,7 +1,11 @@
 /* Streams: bytes in order, none lost, none twice; bounds; ends. */
 #include <sched.h>
 
+#include <limits.h>
+#include <sys/stat.h>
+
 #include "harness.h"
+#include "np_os.h"
 
 TEST(more_says_whether_a_receive_may_find_something, 20) {
     EACH_CONFIG(c) {
@@ -696,9 +700,7 @@ TEST(auto_hands_over_while_the_worker_is_busy_and_does_much_between_two_writes, 
         int yes = handed_over(e, d, 1000, 30 * 1000, 0);
         np_stats after;
         np_get_stats(e, &after);
-        cpu_set_t cpus;
-        EQ(sched_getaffinity(0, sizeof cpus, &cpus), 0);
-        int can = mode == NP_AUTO && CPU_COUNT(&cpus) > 1;
+        int can = mode == NP_AUTO && np_os_cpus() > 1;
         CHECK(can ? yes > 0 : yes == 0);
         if (can) { /* one long wait ends it */
             np_event ev[4];
@@ -721,4 +723,40 @@ TEST(auto_hands_over_while_the_worker_is_busy_and_does_much_between_two_writes, 
     }
     EQ(np_hand_over(NULL, NULL), 0);
     np_contended(NULL, 1);
+}
+
+static void put(const char *root, const char *name, const char *text) {
+    char path[200];
+    snprintf(path, sizeof path, "%s/%s", root, name);
+    FILE *f = fopen(path, "w");
+    CHECK(f);
+    CHECK(fputs(text, f) >= 0);
+    fclose(f);
+}
+
+TEST(the_quota_of_a_control_group_limits_the_cpus, 10) {
+    char root[] = "/tmp/engine-test-XXXXXX", below[sizeof root + 8];
+    CHECK(mkdtemp(root));
+    EQ(np_os_quota(root), INT_MAX);
+    put(root, "cpu.max", "max 100000\n");
+    EQ(np_os_quota(root), INT_MAX);
+    put(root, "cpu.max", "50000 100000\n");
+    EQ(np_os_quota(root), 1);
+    put(root, "cpu.max", "150000 100000\n");
+    EQ(np_os_quota(root), 1);
+    put(root, "cpu.max", "400000 100000\n");
+    EQ(np_os_quota(root), 4);
+    put(root, "cpu.max", "nonsense");
+    EQ(np_os_quota(root), INT_MAX);
+    snprintf(below, sizeof below, "%s/cpu", root);
+    CHECK(mkdir(below, 0700) == 0);
+    put(below, "cpu.cfs_quota_us", "-1\n");
+    put(below, "cpu.cfs_period_us", "100000\n");
+    EQ(np_os_quota(root), INT_MAX);
+    put(below, "cpu.cfs_quota_us", "200000\n");
+    EQ(np_os_quota(root), 2);
+    CHECK(np_os_cpus() >= 1);
+    char command[300];
+    snprintf(command, sizeof command, "rm -r %s", root);
+    EQ(system(command), 0);
 }
