@@ -2048,3 +2048,89 @@ def test_any_order_of_operations_keeps_every_byte_and_the_order_of_calls(run, lo
     if not closed:
         assert model.received == sent
         assert model.calls.count("eof_received") == 1
+
+
+class _Notes(list):
+    def method(self, name):
+        def noting(this, data):
+            self.append((name, bytes(data)))
+
+        return noting
+
+
+@pytest.mark.parametrize("where", ["protocol class", "protocol", "reader class", "reader", "subclass"])
+def test_who_replaces_a_part_of_the_streams_gets_called(run, open_streams, monkeypatch, where):
+    notes = _Notes()
+    if where == "protocol class":
+        monkeypatch.setattr(asyncio.StreamReaderProtocol, "data_received", notes.method(where))
+    if where == "reader class":
+        monkeypatch.setattr(asyncio.StreamReader, "feed_data", notes.method(where))
+
+    async def main():
+        reader, writer, peer = await open_streams()
+        protocol = writer.transport.get_protocol()
+        if where == "protocol":
+            protocol.data_received = lambda data: notes.append((where, data))
+        if where == "reader":
+            reader.feed_data = lambda data: notes.append((where, data))
+        if where == "subclass":
+
+            class Reader(asyncio.StreamReader):
+                feed_data = notes.method(where)
+
+            reader.__class__ = Reader
+        await send_all(peer, b"data")
+        await until(lambda: notes)
+        assert notes == [(where, b"data")]
+
+    run(main())
+
+
+def test_a_view_of_the_readers_buffer_ends_the_connection_with_an_error(run, open_streams, exceptions):
+    async def main():
+        reader, writer, peer = await open_streams()
+        await send_all(peer, b"first")
+        await until(lambda: len(reader._buffer) == 5)
+        view = memoryview(reader._buffer)
+        await send_all(peer, b"x" * 100_000)
+        await until(lambda: reader.exception() is not None)
+        assert isinstance(reader.exception(), BufferError)
+        view.release()
+
+    run(main())
+    assert exceptions[0]["message"] == "Fatal error: protocol.data_received() call failed."
+
+
+def test_data_for_a_reader_that_was_collected_is_dropped(run, loop, socket_pair):
+    async def main():
+        sock, peer = socket_pair()
+        reader = asyncio.StreamReader()
+        transport, protocol = await loop.create_connection(lambda: asyncio.StreamReaderProtocol(reader), sock=sock)
+        del reader
+        gc.collect()
+        await send_all(peer, b"nobody reads it")
+        await turns()
+        assert not transport.is_closing()
+        put_away(transport)
+        await turns()
+
+    run(main())
+
+
+def test_a_reader_beyond_its_limit_pauses_and_a_cancelled_wait_loses_nothing(run, open_streams):
+    async def main():
+        reader, writer, peer = await open_streams(limit=1000)
+        waiting = asyncio.ensure_future(reader.readexactly(5000))
+        await turns()
+        waiting.cancel()
+        await send_all(peer, b"a" * 1500)
+        await until(lambda: len(reader._buffer) == 1500)
+        assert writer.transport.is_reading()
+        await send_all(peer, b"b" * 1500)
+        await until(lambda: not writer.transport.is_reading())
+        assert await reader.readexactly(3000) == b"a" * 1500 + b"b" * 1500
+        assert writer.transport.is_reading()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    run(main())

@@ -16,6 +16,8 @@ cdef class StreamTransport(SocketTransport):
     # Hidden from loop._transports while loop.sendfile owns the socket.
     cdef public bint _hidden
     cdef bint buffered
+    # The protocol is asyncio.StreamReaderProtocol: see feed().
+    cdef bint feeds
     # End of file was seen and the protocol keeps the connection half-open.
     cdef bint read_eof
     # Something was queued; what to do when it is sent (close, eof) is pending.
@@ -31,6 +33,7 @@ cdef class StreamTransport(SocketTransport):
     cdef int write_progress(self) except -1
     cdef int send_or_queue(self, object data, const char *buf, size_t size) except -1
     cdef int queue_rest(self, object data, const char *buf, size_t size, size_t sent) except -1
+    cdef bint feed(self, const char *data, Py_ssize_t count) except -1
     cdef int begin_queueing(self) except -1
     cdef int hand_over(self, object data, const char *buf, size_t size) except -1
     cdef bint unsent(self) except -1

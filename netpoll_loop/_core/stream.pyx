@@ -11,6 +11,7 @@ Behaviour and texts are those of asyncio's ``_SelectorSocketTransport``.
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.contextvars cimport PyContext_CopyCurrent, PyContext_Enter, PyContext_Exit
+from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from libc.errno cimport EAGAIN, errno
 from libc.string cimport memcpy
@@ -28,6 +29,7 @@ import sys
 from asyncio import constants as _constants
 from asyncio import futures as _futures
 from asyncio import protocols as _protocols
+from asyncio import streams as _streams
 from asyncio import transports as _transports
 from asyncio.log import logger
 
@@ -35,6 +37,11 @@ cdef extern from "Python.h":
     object PyObject_CallMethodOneArg(object o, object name, object arg)
     object PyObject_CallMethodNoArgs(object o, object name)
     void Py_DECREF(void *o)
+    bint PyMethod_Check(object o)
+    PyObject *PyMethod_GET_FUNCTION(object o)
+    Py_ssize_t PyByteArray_GET_SIZE(object o)
+    char *PyByteArray_AS_STRING(object o)
+    int PyByteArray_Resize(object o, Py_ssize_t size) except -1
 
 cdef extern from "<sys/socket.h>" nogil:
     int c_shutdown "shutdown"(int fd, int how)
@@ -62,6 +69,11 @@ cdef enum:
     IOV_MAX = 64
 
 cdef object BufferedProtocol = _protocols.BufferedProtocol
+cdef object StreamReader = _streams.StreamReader
+cdef object StreamReaderProtocol = _streams.StreamReaderProtocol
+# Those that feed() stands for: whoever has replaced them gets called.
+cdef object asyncios_data_received = StreamReaderProtocol.data_received
+cdef object asyncios_feed_data = StreamReader.feed_data
 cdef object set_result_unless_cancelled = _futures._set_result_unless_cancelled
 cdef int LOG_THRESHOLD = _constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES
 cdef bint attach_takes_transport = sys.version_info >= (3, 13)
@@ -82,6 +94,10 @@ class _StreamTransportFacade(_transports._FlowControlMixin, _transports.Transpor
 
 _StreamTransportFacade.__name__ = _StreamTransportFacade.__qualname__ = "StreamTransport"
 cdef object facade = _StreamTransportFacade
+
+
+cdef inline bint is_method(object method, object function) noexcept:
+    return PyMethod_Check(method) and PyMethod_GET_FUNCTION(method) == <PyObject *>function
 
 
 cdef int attach(object server, object transport) except -1:
@@ -209,6 +225,7 @@ cdef class StreamTransport(SocketTransport):
             hasattr(protocol, "get_buffer") and not hasattr(protocol, "data_received")
         )
         self.protocol = protocol
+        self.feeds = type(protocol) is StreamReaderProtocol
 
     # ---- reading ---------------------------------------------------------------
 
@@ -296,6 +313,11 @@ cdef class StreamTransport(SocketTransport):
         count = np_recv(self.loop.engine, self.desc, scratch, SCRATCH_SIZE)
         if count > 0:
             try:
+                if self.feeds:
+                    data = b""
+                    if self.feed(scratch, count):
+                        return self.after_read()
+                    data = None
                 data = PyBytes_FromStringAndSize(scratch, count)
                 PyObject_CallMethodOneArg(self.protocol, s_data_received, data)
             except (SystemExit, KeyboardInterrupt):
@@ -313,6 +335,39 @@ cdef class StreamTransport(SocketTransport):
         if count != -EAGAIN:
             self._fatal_error(os_error(count), "Fatal read error on socket transport")
         return 0
+
+    cdef bint feed(self, const char *data, Py_ssize_t count) except -1:
+        """What StreamReaderProtocol.data_received and StreamReader.feed_data do, straight from the scratch buffer.
+
+        False, and nothing done, where anything of the two isn't asyncio's own.
+        """
+        cdef Py_ssize_t size
+        cdef object reader, buffer, waiter
+        if not is_method(self.protocol.data_received, asyncios_data_received):
+            return False
+        reference = self.protocol._stream_reader_wr
+        reader = reference() if reference is not None else None
+        if type(reader) is not StreamReader or reader._eof or not is_method(reader.feed_data, asyncios_feed_data):
+            return False
+        buffer = reader._buffer
+        if type(buffer) is not bytearray:
+            return False
+        size = PyByteArray_GET_SIZE(buffer)
+        PyByteArray_Resize(buffer, size + count)
+        memcpy(PyByteArray_AS_STRING(buffer) + size, data, count)
+        waiter = reader._waiter
+        if waiter is not None:
+            reader._waiter = None
+            if not waiter.cancelled():
+                waiter.set_result(None)
+        if size + count > 2 * reader._limit and reader._transport is not None and not reader._paused:
+            try:
+                reader._transport.pause_reading()
+            except NotImplementedError:
+                reader._transport = None
+            else:
+                reader._paused = True
+        return True
 
     cdef int read_buffered(self) except -1:
         cdef Py_buffer view
