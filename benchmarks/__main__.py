@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness, report, rows, table
-from benchmarks.harness import LoopSpec
+from benchmarks.harness import BenchmarkError, LoopSpec
 from benchmarks.measure import measure_row
 from benchmarks.servers.loops import LOOPS, installed
 
@@ -93,12 +93,16 @@ def main() -> int:
                 if arguments.json:
                     arguments.json.write_text(json.dumps(results, indent=1) + "\n")
         print(f"\n{table.summary(results)}")
-    if arguments.plot:
-        from benchmarks import plots
+    try:
+        if arguments.plot:
+            from benchmarks import plots
 
-        plots.draw(results, arguments.plot)
-    if arguments.report:
-        table.write_report(results, arguments.report)
+            print("\n".join(map(str, plots.draw(results, arguments.plot))))
+        if arguments.report:
+            table.write_report(results, arguments.report)
+    except (BenchmarkError, ValueError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
     return 1 if any("netpoll_loop" in row["failures"] for row in results["rows"]) else 0
 
 
