@@ -517,3 +517,46 @@ def test_a_given_socket_must_be_a_datagram_socket_and_come_alone(run, endpoint, 
 def test_an_address_in_use_is_an_error_and_leaves_nothing_behind(run, endpoint, udp):
     with pytest.raises(OSError, match="Address already in use"):
         run(endpoint(local_addr=udp().getsockname()))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_answers_go_to_the_address_that_is_given_whoever_wrote_last(run, loop, host):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+    class Keeper(asyncio.DatagramProtocol):
+        def __init__(self):
+            self.seen = []
+
+        def datagram_received(self, data, addr):
+            self.seen.append((data, addr))
+
+    async def main():
+        transport, keeper = await loop.create_datagram_endpoint(Keeper, local_addr=(host, 0))
+        target = transport.get_extra_info("sockname")
+        clients = []
+        for _ in range(3):
+            client = socket.socket(family, socket.SOCK_DGRAM)
+            client.settimeout(5)
+            client.bind((host, 0))
+            clients.append(client)
+        for number in (0, 1, 2, 2, 0):
+            clients[number].sendto(b"from %d" % number, target)
+            await until(lambda: keeper.seen and keeper.seen[-1][0] == b"from %d" % number)  # noqa: B023
+            await turns()
+        assert [addr for _, addr in keeper.seen] == [clients[n].getsockname() for n in (0, 1, 2, 2, 0)]
+        for number, (_, addr) in enumerate(keeper.seen):
+            transport.sendto(b"answer %d" % number, addr)
+        transport.sendto(bytearray(b"equal"), (*keeper.seen[-1][1],))
+        transport.sendto(memoryview(b"view"), keeper.seen[-1][1])
+        transport.sendto(b"x" * 60_000, keeper.seen[-1][1])
+        assert [clients[1].recv(100)] == [b"answer 1"]
+        assert [clients[2].recv(100) for _ in range(2)] == [b"answer 2", b"answer 3"]
+        assert [clients[0].recv(70_000) for _ in range(5)] == [
+            b"answer 0", b"answer 4", b"equal", b"view", b"x" * 60_000
+        ]  # fmt: skip
+        for client in clients:
+            client.close()
+        transport.close()
+        await turns()
+
+    run(main())

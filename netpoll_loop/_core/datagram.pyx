@@ -6,19 +6,35 @@ texts are those of asyncio's ``_SelectorDatagramTransport``: one datagram for
 each turn and transport, what the socket doesn't take is kept with its address.
 """
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.contextvars cimport PyContext_CopyCurrent, PyContext_Enter, PyContext_Exit
+from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint32_t
+from libc.string cimport memcmp
 
-from netpoll_loop._core.engine cimport NP_ERR, NP_HUP, NP_R, NP_W, NP_WAIT
+from netpoll_loop._core.address cimport address_object
+from netpoll_loop._core.engine cimport NP_ERR, NP_HUP, NP_R, NP_W, NP_WAIT, sockaddr_storage, socklen_t
 from netpoll_loop._core.scheduler cimport SCRATCH_SIZE
-from netpoll_loop._core.transport cimport SocketTransport
+from netpoll_loop._core.transport cimport SocketTransport, os_error
 
 import collections
+import socket as _socket
 import sys
 from asyncio import constants as _constants
 from asyncio import futures as _futures
 from asyncio import transports as _transports
 from asyncio.log import logger
+
+cdef extern from "<sys/socket.h>" nogil:
+    cdef struct sockaddr:
+        pass
+    ssize_t c_recvfrom "recvfrom"(int fd, void *buf, size_t size, int flags, sockaddr *address, socklen_t *length)
+    ssize_t c_sendto "sendto"(int fd, const void *buf, size_t size, int flags, sockaddr *address, socklen_t length)
+    int MSG_DONTWAIT
+    int MSG_NOSIGNAL
+    int AF_INET
+    int AF_INET6
 
 cdef object set_result_unless_cancelled = _futures._set_result_unless_cancelled
 cdef int LOG_THRESHOLD = _constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES
@@ -42,6 +58,12 @@ cdef class DatagramTransport(SocketTransport):
     cdef object address
     cdef object buffer
     cdef size_t buffer_size
+    # An Internet socket of the socket module's own class: read and written without it.
+    cdef bint plain
+    # The sender of the last datagram: as the protocol was told, and as the kernel said.
+    cdef object sender
+    cdef sockaddr_storage sender_raw
+    cdef socklen_t sender_length
     cdef bint connected
 
     max_size = SCRATCH_SIZE
@@ -53,6 +75,7 @@ cdef class DatagramTransport(SocketTransport):
             self.buffer = collections.deque()
             self.protocol = protocol
             self.connected = self.extra["peername"] is not None
+            self.plain = type(sock) is _socket.socket and self.family in (AF_INET, AF_INET6)
             self.loop.open_descriptor(self, self.fd, NP_WAIT)
             self.context = PyContext_CopyCurrent()
             loop.call_soon(protocol.connection_made, self, context=self.context)
@@ -147,9 +170,38 @@ cdef class DatagramTransport(SocketTransport):
                 PyContext_Exit(context)
         return 0
 
+    cdef int read_plain(self) except -1:
+        """read() without the socket module."""
+        cdef sockaddr_storage raw
+        cdef socklen_t length = sizeof(raw)
+        cdef ssize_t count = c_recvfrom(
+            self.fd, self.loop.scratch, SCRATCH_SIZE, MSG_DONTWAIT, <sockaddr *>&raw, &length
+        )
+        cdef int error = errno
+        if count < 0:
+            if error not in (EAGAIN, EINTR):
+                self.loop.still.append(self)
+                self.protocol.error_received(os_error(-error))
+            return 0
+        try:
+            if self.sender is None or length != self.sender_length or memcmp(&raw, &self.sender_raw, length):
+                self.sender = address_object(&raw, length)
+                self.sender_length = length
+                self.sender_raw = raw
+            data = PyBytes_FromStringAndSize(self.loop.scratch, count)
+        except BaseException as exc:
+            self._fatal_error(exc, "Fatal read error on datagram transport")
+            return 0
+        # Edge-triggered: until EAGAIN there may be more, whatever the protocol raises.
+        self.loop.still.append(self)
+        self.protocol.datagram_received(data, self.sender)
+        return 0
+
     cdef int read(self) except -1:
         if self._conn_lost:
             return 0
+        if self.plain:
+            return self.read_plain()
         try:
             data, address = self.sock.recvfrom(SCRATCH_SIZE)
         except (BlockingIOError, InterruptedError):
@@ -170,7 +222,29 @@ cdef class DatagramTransport(SocketTransport):
 
     # ---- writing ---------------------------------------------------------------
 
+    cdef int send_plain(self, object data, bint named) except -1:
+        """To the peer, or to the one whose datagram came last."""
+        cdef Py_buffer view
+        cdef ssize_t count
+        cdef int error
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        while True:
+            count = c_sendto(
+                self.fd, view.buf, view.len, MSG_DONTWAIT | MSG_NOSIGNAL,
+                <sockaddr *>&self.sender_raw if named else NULL, self.sender_length if named else 0,
+            )
+            error = errno
+            if count >= 0 or error != EINTR:
+                break
+        PyBuffer_Release(&view)
+        if count < 0:
+            raise os_error(-error)
+        return 0
+
     cdef int send(self, object data, object address) except -1:
+        # A tuple can't change: the object that was delivered is still the address that it was made from.
+        if self.plain and (self.connected or (address is self.sender and address is not None)):
+            return self.send_plain(data, not self.connected)
         if self.connected:
             self.sock.send(data)
         else:
