@@ -20,6 +20,8 @@ class Stats:
     """Who waits for events, or asks for them, at this moment."""
     netpoller_thread: bool
     """Whether the netpoller thread exists."""
+    offloading: bool
+    """Whether "auto" hands what streams write to the netpoller thread, because Python is busy."""
     polls: int
     """System calls that waited for events or asked for them, by either thread."""
     events: int
@@ -37,7 +39,7 @@ class Stats:
     stalls: int
     """How often the netpoller took over because a callback ran long."""
     wakeups: int
-    """System calls made to wake a sleeping worker."""
+    """System calls made to wake a sleeping thread, the worker or the netpoller."""
 
 
 def stats(loop: asyncio.AbstractEventLoop) -> Stats:

@@ -7,7 +7,7 @@ by the environment variable NETPOLL_LOOP_NETPOLLER, for programs that can't be c
 import os
 import typing
 
-__all__ = ["ENVIRONMENT_VARIABLE", "NetpollerMode", "resolve_netpoller"]
+__all__ = ["CHAOS_VARIABLE", "ENVIRONMENT_VARIABLE", "NetpollerMode", "resolve_netpoller", "switches_always"]
 
 #: "auto": the loop's own thread waits, the netpoller thread takes over when a callback runs long. "dedicated": the
 #: netpoller thread always waits, and receives, sends and accepts beside Python. "inline": there is no such thread.
@@ -15,7 +15,15 @@ NetpollerMode = typing.Literal["auto", "dedicated", "inline"]
 
 ENVIRONMENT_VARIABLE = "NETPOLL_LOOP_NETPOLLER"
 
+#: A debugging aid for the project's own tests: with "1", "auto" changes its mind about who sends in every turn.
+CHAOS_VARIABLE = "NETPOLL_LOOP_CHAOS"
+
 _DEFAULT: typing.Final[NetpollerMode] = "auto"
+
+
+def switches_always() -> bool:
+    """Whether NETPOLL_LOOP_CHAOS is set to 1."""
+    return os.environ.get(CHAOS_VARIABLE) == "1"
 
 
 def resolve_netpoller(netpoller: str | None = None) -> NetpollerMode:

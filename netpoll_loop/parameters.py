@@ -6,6 +6,7 @@ A program written for uvloop, or for a newer Python, passes them; where asyncio 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import socket
 import stat
@@ -13,15 +14,32 @@ import sys
 import warnings
 from asyncio.log import logger
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 __all__ = ("ParametersMixin",)
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _also(name: str) -> Callable[[_Method], _Method]:
+    """The signature of asyncio's method of the same name, with one more keyword."""
+
+    def sign(method: _Method) -> _Method:
+        theirs = inspect.signature(getattr(asyncio.SelectorEventLoop, method.__name__))
+        more = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
+        method.__signature__ = theirs.replace(  # type: ignore[attr-defined]
+            parameters=[*theirs.parameters.values(), *([] if name in theirs.parameters else [more])]
+        )
+        return method
+
+    return sign
 
 
 class ParametersMixin(asyncio.SelectorEventLoop):
     """Gives a loop based on asyncio's unix selector loop the arguments of other Pythons."""
 
     # Python 3.8 deprecated it, 3.11 removed it.
+    @_also("reuse_address")
     async def create_datagram_endpoint(self, protocol_factory: Any, *args: Any, **kwargs: Any) -> Any:
         """asyncio.loop.create_datagram_endpoint.
 
@@ -39,6 +57,7 @@ class ParametersMixin(asyncio.SelectorEventLoop):
 
     if sys.version_info < (3, 13):
 
+        @_also("cleanup_socket")
         async def create_unix_server(
             self, protocol_factory: Callable[[], asyncio.BaseProtocol], path: Any = None, **kwargs: Any
         ) -> asyncio.Server:

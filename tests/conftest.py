@@ -36,6 +36,12 @@ import typing
 import pytest
 
 MODES = ("auto", "dedicated", "inline")
+
+#: "auto" that changes its mind about who sends in every turn; where connections are what is tested.
+SWITCHING = "switching"
+SWITCHING_MODULES = frozenset(
+    f"test_{name}" for name in ("aiohttp", "fd_reuse", "offload", "sendfile", "servers", "streams", "tls")
+)
 ORACLES = ("asyncio", "uvloop")
 
 #: Seconds: a coroutine given to `run`; one whole test; what is added before the process is ended.
@@ -94,7 +100,10 @@ def _modes(config):
 
 def pytest_generate_tests(metafunc):
     if "mode" in metafunc.fixturenames:
-        metafunc.parametrize("mode", _modes(metafunc.config), scope="function")
+        modes = _modes(metafunc.config)
+        if "auto" in modes and metafunc.module.__name__ in SWITCHING_MODULES:
+            modes = [*modes, SWITCHING]
+        metafunc.parametrize("mode", modes, scope="function")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -130,6 +139,10 @@ def make_loop(mode, **options):
         return pytest.importorskip("uvloop").new_event_loop()
     import netpoll_loop
 
+    if mode == SWITCHING:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("NETPOLL_LOOP_CHAOS", "1")
+            return netpoll_loop.new_event_loop(netpoller="auto", **options)
     return netpoll_loop.new_event_loop(netpoller=mode, **options)
 
 
@@ -237,7 +250,9 @@ def loop_class(mode, monkeypatch):
         return pytest.importorskip("uvloop").Loop
     import netpoll_loop
 
-    monkeypatch.setenv("NETPOLL_LOOP_NETPOLLER", mode)
+    monkeypatch.setenv("NETPOLL_LOOP_NETPOLLER", "auto" if mode == SWITCHING else mode)
+    if mode == SWITCHING:
+        monkeypatch.setenv("NETPOLL_LOOP_CHAOS", "1")
     return netpoll_loop.Loop
 
 

@@ -36,7 +36,14 @@ def test_every_field_has_its_type(loop):
         assert getattr(stats, name) >= 0
     assert stats.poller in ("none", "worker", "netpoller")
     assert type(stats.netpoller_thread) is bool
-    assert {field.name for field in dataclasses.fields(stats)} == {*COUNTERS, "poller", "netpoller_thread", "mode"}
+    assert type(stats.offloading) is bool
+    assert {field.name for field in dataclasses.fields(stats)} == {
+        *COUNTERS,
+        "poller",
+        "offloading",
+        "netpoller_thread",
+        "mode",
+    }
 
 
 def test_a_snapshot_does_not_change(loop):

@@ -58,6 +58,7 @@ cdef extern from "netpoll.h" nogil:
         uint64_t wakeups
         np_poller poller
         int thread_running
+        int offloading
 
     np_engine *np_engine_new(np_mode mode, int *err)
     void np_engine_free(np_engine *e)
@@ -85,6 +86,10 @@ cdef extern from "netpoll.h" nogil:
     ssize_t np_send(np_engine *e, np_desc *d, const void *buf, size_t size)
     ssize_t np_sendv(np_engine *e, np_desc *d, const iovec *iov, int count)
     int np_queue(np_engine *e, np_desc *d, const void *buf, size_t size, void *cookie)
+    int np_tell(np_engine *e, np_desc *d)
+    int np_hand_over(np_engine *e, np_desc *d)
+    void np_switch_always(np_engine *e)
+    void np_settle(np_engine *e)
     ssize_t np_flush(np_engine *e, np_desc *d)
     size_t np_pending(np_desc *d)
     void np_discard(np_engine *e, np_desc *d)

@@ -18,8 +18,8 @@ from netpoll_loop._core.engine cimport (
     NP_AUTO, NP_DEDICATED, NP_INLINE, NP_POLLER_NETPOLLER, NP_POLLER_WORKER, NP_R,
     np_backend_fd, np_close, np_current, np_done,
     np_engine_free, np_engine_new, np_fork_child, np_get_stats, np_open, np_park,
-    np_park_cancel, np_park_prepare, np_poll, np_rearm, np_set_running, np_stats, np_thread_start,
-    np_thread_stop, np_wake,
+    np_park_cancel, np_park_prepare, np_poll, np_rearm, np_set_running, np_settle, np_stats, np_switch_always,
+    np_thread_start, np_thread_stop, np_wake,
 )
 from netpoll_loop._core.handles cimport Runnable, TimerHandle, new_handle, new_threadsafe_handle, new_timer
 
@@ -28,6 +28,8 @@ import time
 import warnings
 import weakref
 from asyncio import base_events as _base_events
+
+from netpoll_loop.options import switches_always
 
 cdef extern from "Python.h":
     ctypedef struct PyListObject:
@@ -83,6 +85,8 @@ cdef class Scheduler:
         if self.engine is NULL:
             raise OSError(-error, os.strerror(-error))
         self.thread_wanted = mode != "inline"
+        if switches_always():
+            np_switch_always(self.engine)
         self.overrides_call_at = type(self).call_at is not Scheduler.call_at
 
     def __dealloc__(self):
@@ -419,6 +423,9 @@ cdef class Scheduler:
         np_set_running(self.engine, 1)
 
     def _leave_run(self):
+        # What asyncio would have sent by now is sent.
+        np_settle(self.engine)
+        self.reap()
         np_set_running(self.engine, 0)
 
     # ---- descriptors --------------------------------------------------------
@@ -577,6 +584,7 @@ cdef class Scheduler:
             "bytes_received": s.bytes_received,
             "bytes_sent": s.bytes_sent,
             "stalls": s.stalls,
+            "offloading": bool(s.offloading),
             "wakeups": s.wakeups,
             "poller": poller,
             "netpoller_thread": bool(s.thread_running),

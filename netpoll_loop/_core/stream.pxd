@@ -32,6 +32,8 @@ cdef class StreamTransport(SocketTransport):
     cdef int send_or_queue(self, object data, const char *buf, size_t size) except -1
     cdef int queue_rest(self, object data, const char *buf, size_t size, size_t sent) except -1
     cdef int begin_queueing(self) except -1
+    cdef int hand_over(self, object data, const char *buf, size_t size) except -1
+    cdef bint unsent(self) except -1
     cdef int update_hold(self) except -1
     cdef int shut_down_writing(self) except -1
     cdef int watch_writable(self, Handle handle) except -1

@@ -18,7 +18,7 @@ from libc.string cimport memcpy
 from netpoll_loop._core.address cimport RAW_SIZE, address_object
 from netpoll_loop._core.engine cimport (
     NP_ERR, NP_HUP, NP_R, NP_STREAM, NP_W, iovec, np_discard, np_flush, np_more,
-    np_notify_writable, np_pending, np_queue, np_recv, np_send, np_sendv,
+    np_hand_over, np_notify_writable, np_pending, np_queue, np_recv, np_send, np_sendv, np_tell,
 )
 from netpoll_loop._core.scheduler cimport SCRATCH_SIZE, Scheduler
 from netpoll_loop._core.transport cimport SocketTransport, os_error
@@ -278,7 +278,7 @@ cdef class StreamTransport(SocketTransport):
                 handle = self.sendfile_writer
                 self.sendfile_writer = None
                 self.loop.ring_push(handle)
-            if self.writing or bits & NP_ERR:
+            if self.unsent() or bits & NP_ERR:
                 context = self.context
                 PyContext_Enter(context)
                 try:
@@ -422,6 +422,12 @@ cdef class StreamTransport(SocketTransport):
         if self.desc is NULL:
             self.loop._check_closed()
             return 0
+        # Not what would pause the protocol, nor what nobody else would keep alive.
+        if (
+            np_hand_over(self.loop.engine, self.desc) and not self.let_go
+            and np_pending(self.desc) + size <= self._high_water
+        ):
+            return self.hand_over(data, buf, size)
         sent = np_send(self.loop.engine, self.desc, buf, size)
         if <size_t>sent == size:
             return 0
@@ -430,6 +436,25 @@ cdef class StreamTransport(SocketTransport):
             return 0
         self.queue_rest(data, buf, size, sent)
         return self.pause_protocol()
+
+    cdef int hand_over(self, object data, const char *buf, size_t size) except -1:
+        """The netpoller sends it, beside Python.  No event tells of it: see unsent()."""
+        cdef int error
+        if data is None:
+            data = PyBytes_FromStringAndSize(buf, size)
+            buf = PyBytes_AS_STRING(data)
+        Py_INCREF(data)
+        error = np_queue(self.loop.engine, self.desc, buf, size, <void *>data)
+        if error < 0:
+            Py_DECREF(<void *>data)
+            self._fatal_error(os_error(error), "Fatal write error on socket transport")
+        return 0
+
+    cdef bint unsent(self) except -1:
+        """Whether something is queued. From here on its progress comes as an event."""
+        if not self.writing and self.desc is not NULL and np_pending(self.desc):
+            self.writing = np_tell(self.loop.engine, self.desc)
+        return self.writing
 
     cdef int queue_rest(self, object data, const char *buf, size_t size, size_t sent) except -1:
         """Queues buf[sent:]; data is the bytes object that owns buf, None to copy."""
@@ -455,6 +480,7 @@ cdef class StreamTransport(SocketTransport):
         if not self.writing:
             self.writing = True
             self.update_hold()
+        np_tell(self.loop.engine, self.desc)
         return 0
 
     def writelines(self, list_of_data):
@@ -500,6 +526,15 @@ cdef class StreamTransport(SocketTransport):
             if self.desc is NULL:
                 self.loop._check_closed()
                 return
+            if np_hand_over(self.loop.engine, self.desc) and not self.let_go:
+                left = np_pending(self.desc)
+                for i in range(count):
+                    left += iov[i].iov_len
+                if left <= self._high_water:
+                    # In one piece, so that it leaves in one.
+                    data = b"".join(parts)
+                    self.hand_over(data, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+                    return
             sent = np_sendv(self.loop.engine, self.desc, iov, count)
             if sent < 0:
                 self._fatal_error(os_error(sent), "Fatal write error on socket transport")
@@ -517,6 +552,11 @@ cdef class StreamTransport(SocketTransport):
             for i in range(count):
                 PyBuffer_Release(&views[i])
         self.pause_protocol()
+
+    cdef int pause_protocol(self) except -1:
+        if np_pending(self.desc) > self._high_water:
+            self.unsent()  # the event is what resumes it
+        return SocketTransport.pause_protocol(self)
 
     cdef int write_progress(self) except -1:
         cdef ssize_t left
@@ -544,13 +584,18 @@ cdef class StreamTransport(SocketTransport):
                 self._call_connection_lost(None)
         else:
             if self._eof:
-                self.shut_down_writing()
+                try:
+                    self.shut_down_writing()
+                except OSError as exc:
+                    # The peer has gone meanwhile.
+                    self._fatal_error(exc, "Fatal write error on socket transport")
+                    return 0
             self.update_hold()
         return 0
 
     cdef int update_hold(self) except -1:
         """The loop keeps the transport alive while something can come of it, as asyncio's selector does."""
-        cdef bint wanted = self.writing or self._closing or not (self._paused or self.read_eof)
+        cdef bint wanted = self._closing or not (self._paused or self.read_eof) or self.unsent()
         if wanted == self.let_go and self.desc is not NULL:
             self.let_go = not wanted
             if wanted:
@@ -569,7 +614,7 @@ cdef class StreamTransport(SocketTransport):
         if self._closing or self._eof:
             return
         self._eof = True
-        if not self.writing:
+        if not self.unsent():
             self.shut_down_writing()
 
     def can_write_eof(self):
@@ -580,7 +625,7 @@ cdef class StreamTransport(SocketTransport):
         if self.empty_waiter is not None:
             raise RuntimeError("Empty waiter is already set")
         self.empty_waiter = self.loop.create_future()
-        if not self.writing:
+        if not self.unsent():
             self.empty_waiter.set_result(None)
         return self.empty_waiter
 
@@ -614,7 +659,7 @@ cdef class StreamTransport(SocketTransport):
         if self._closing:
             return
         self._closing = True
-        if not self.writing:
+        if not self.unsent():
             self._conn_lost += 1
             self.loop.call_soon(self._call_connection_lost, None, context=self.context)
 

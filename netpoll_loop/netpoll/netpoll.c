@@ -42,6 +42,7 @@ np_engine *np_engine_new(np_mode mode, int *err) {
     }
     memset(e, 0, sizeof *e);
     e->mode = mode;
+    e->cpus = np_os_cpus();
     e->shared = mode != NP_INLINE;
     e->home = NP_IDLE;
     np_set(&e->wstate, NP_IDLE);
@@ -174,4 +175,5 @@ void np_get_stats(np_engine *e, np_stats *out) {
                   : token == NP_WORKER        ? NP_POLLER_WORKER
                                               : NP_POLLER_NETPOLLER;
     out->thread_running = !e->dead && np_get(&e->thread_on) != 0;
+    out->offloading = !e->dead && np_get(&e->offload) != 0;
 }

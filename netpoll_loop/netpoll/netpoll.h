@@ -73,9 +73,10 @@ typedef struct {
     uint64_t bytes_received;
     uint64_t bytes_sent;
     uint64_t stalls;             /* times that the netpoller took over from a stalled worker */
-    uint64_t wakeups;            /* system calls made to wake a sleeping worker */
+    uint64_t wakeups;            /* system calls made to wake a sleeping thread, worker or netpoller */
     np_poller poller;            /* who polls now */
     int thread_running;          /* the netpoller thread exists */
+    int offloading;              /* NP_AUTO: np_queue hands writes to the netpoller now */
 } np_stats;
 
 /* ---- The engine ---------------------------------------------------------- */
@@ -172,13 +173,37 @@ ssize_t np_sendv(np_engine *e, np_desc *d, const struct iovec *iov, int count);
 
 /* Appends to the write queue.  buf stays the caller's and must not change
  * until np_done returns the cookie.  Whoever sees the descriptor writable
- * sends it, vectored: in NP_DEDICATED the netpoller, otherwise this call tries
- * at once.  0, or -ENOMEM / -errno of an earlier failed send: then the cookie
- * was not taken.  A failure of this call's own try comes as NP_W | NP_ERR. */
+ * sends it, vectored: in NP_DEDICATED, and in NP_AUTO while np_offload is on,
+ * the netpoller, otherwise this call tries at once.  0, or -ENOMEM / -errno of
+ * an earlier failed send: then the cookie was not taken.  A failed send comes
+ * as NP_W | NP_ERR, whoever made it; progress by the netpoller comes as NP_W,
+ * for what was queued while np_offload was on only after np_tell. */
 int np_queue(np_engine *e, np_desc *d, const void *buf, size_t size, void *cookie);
 
-/* Sends from the queue as far as it goes; call on NP_W.  Bytes still queued,
- * or -errno of the failed send (the netpoller's included). */
+/* Reports the netpoller's progress with the write queue as NP_W, until the
+ * queue is empty.  1: something is queued; 0: nothing is, so that nothing need
+ * come (unless something is queued later). */
+int np_tell(np_engine *e, np_desc *d);
+
+/* The worker is about to write to d.  1: np_queue it, the netpoller sends it;
+ * 0: np_send it, which also finds out whether d is writable.  NP_AUTO changes its mind by how busy the worker is
+ * (adapt.c); the other modes never hand over by this. */
+int np_hand_over(np_engine *e, np_desc *d);
+
+/* For tests: changes its mind with each np_poll. */
+void np_switch_always(np_engine *e);
+
+/* NP_AUTO: from here on np_queue hands writes to the netpoller (1), or not (0,
+ * the beginning).  Whether it does now: never without the thread. */
+int np_offload(np_engine *e, int on);
+
+/* Ends it, and sends what the netpoller has not begun; what it has begun is
+ * tried before this returns.  After it the sockets have got what np_queue's
+ * own try would have given them. */
+void np_settle(np_engine *e);
+
+/* Sends from the queue as far as it goes; call on NP_W.  Bytes still queued
+ * (np_tell is implied), or -errno of the failed send (the netpoller's included). */
 ssize_t np_flush(np_engine *e, np_desc *d);
 
 /* Bytes queued and not yet accepted by the kernel. */

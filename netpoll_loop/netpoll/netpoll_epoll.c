@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <string.h>
+#include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
@@ -175,4 +176,12 @@ void np_os_kick(struct np_os *os) {
     do {
         n = write(os->kick_fd, &one, sizeof one);
     } while (n < 0 && errno == EINTR);
+}
+
+int np_os_cpus(void) {
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) < 0) {
+        return 1; /* more CPUs than the set has places for would be possible, and is not worth the code */
+    }
+    return CPU_COUNT(&set);
 }

@@ -45,6 +45,18 @@ enum {
 #define NP_INBOUND_ALL ((size_t)64 * 1024 * 1024)  /* ... of the engine */
 #define NP_TICK (10 * 1000000LL)                   /* ns; as Go's sysmon */
 
+/* When NP_AUTO offloads (adapt.c); measured, see docs/performance.md. */
+enum {
+    NP_WINDOW = 64,      /* writes between two looks */
+    NP_AGREE = 2,        /* windows in a row that must ask for it */
+    NP_BUSY = 90,        /* per cent of the time that the worker doesn't wait, to begin */
+    NP_BUSY_ENOUGH = 70, /* ... to go on */
+};
+#define NP_WORK (12 * 1000LL)        /* ns between two writes, to begin */
+#define NP_WORK_ENOUGH (7 * 1000LL)  /* ... to go on: less by the send that others do now */
+#define NP_QUIET (1000 * 1000LL)     /* ns of one wait that ends it */
+#define NP_LINGER (20 * 1000LL)                    /* ns that the netpoller looks for more before it sleeps */
+
 /* ---- States ----------------------------------------------------------------
  *
  * Where the worker waits: np_engine.wstate, also the futex word.
@@ -85,10 +97,16 @@ enum { NP_FREE, NP_WORKER, NP_NETPOLLER, NP_WANTED };
  * word.
  *
  *   TICKING  sleeps 10 ms at a time           -> ASLEEP   netpoller: worker parked or idle for a tick
+ *                                             -> CALLED   np_kick_netpoller: there is something to send
  *   ASLEEP   sleeps until woken               -> TICKING  the worker that goes on (NP_AUTO only)
+ *                                             -> CALLED   np_kick_netpoller
+ *   CALLED   on its way                       -> TICKING  netpoller, awake
  *   any                                       -> STOP     np_thread_stop
  */
-enum { NP_TICKING, NP_ASLEEP, NP_STOP };
+enum { NP_TICKING, NP_ASLEEP, NP_CALLED, NP_STOP };
+
+/* How the netpoller sleeps: np_engine.asleep. */
+enum { NP_AWAKE, NP_ASLEEP_IN_OS, NP_ASLEEP_ON_TICK };
 
 /* A descriptor is closed (kind 0) or open (kind = np_kind).
  *
@@ -105,8 +123,9 @@ enum { NP_TICKING, NP_ASLEEP, NP_STOP };
  * Its write queue, under np_desc.lock:
  *
  *   quiet      queue empty, !sending          -> direct     worker, np_send
- *                                             -> draining   worker, np_queue (it drains itself, or
- *                                                           submits it to the netpoller)
+ *                                             -> draining   worker, np_queue (it drains itself)
+ *                                             -> ready      worker, np_queue (it submits it to the
+ *                                                           netpoller)
  *   direct     queue empty, sending           -> quiet      worker, np_send returns
  *   blocked    queue, !sending, !writable     -> draining   whoever sees the EPOLLOUT edge:
  *                                                           the netpoller; the worker by np_flush
@@ -114,7 +133,8 @@ enum { NP_TICKING, NP_ASLEEP, NP_STOP };
  *                                             -> quiet      all sent, or the send failed (send_err)
  *                                             -> ready      the turn is over
  *   ready      queue, !sending, writable      -> draining   its turn: the netpoller's hot list
- *                                                           (`hot_w`), its submissions, or np_flush
+ *                                                           (`hot_w`), its submissions, np_flush, or
+ *                                                           np_settle
  *
  * `writable` is cleared before each send, and set by every EPOLLOUT edge: an
  * edge between the EAGAIN and the account of it is therefore never lost.
@@ -176,6 +196,7 @@ struct np_desc {
 
     /* The write side.  Under lock. */
     uint8_t hot_w;          /* the netpoller goes on by itself: nobody else need start a drain */
+    uint8_t tell_w;         /* report the netpoller's progress until the queue is empty: np_tell */
     uint8_t asked_w;        /* report the next edge although nothing is queued: np_notify_writable */
     atomic_uchar writable;  /* no EAGAIN since the last edge.  Atomic: the worker's dispatch looks at it
                                without the lock (relaxed; see np_dispatch) */
@@ -221,6 +242,7 @@ struct np_counters {
 struct np_engine {
     /* Constant. */
     np_mode mode;
+    int cpus; /* that this process may use */
     int shared; /* mode != NP_INLINE: a second thread may exist; 0 in a forked child */
 
     /* np_fork_child, in a process with one thread; afterwards constant. */
@@ -250,14 +272,18 @@ struct np_engine {
     /* ... worker: wstate = RUNNING, then looks at tick; netpoller: tick = ASLEEP, then looks at wstate */
     _Alignas(64) atomic_uint tick;
     atomic_uint thread_on; /* the netpoller thread serves.  np_thread_start, the thread. */
-    /* The netpoller waits in the OS facility without a timeout: netpoller:
-     * asleep = 1, then looks at submitted.any, token, tick, in_total;
-     * worker: pushes there, then looks at asleep. */
+    /* The netpoller is going to sleep, and how: netpoller: asleep = how, then
+     * looks at submitted.any, token, tick, in_total; worker: pushes there, then
+     * looks at asleep.  Who swaps it to AWAKE makes the one system call that wakes. */
     atomic_uint asleep;
+    /* Odd while the netpoller (NP_AUTO) may have something in hand that was
+     * submitted.  It adds 1, then takes; np_settle finds the mailbox empty, then
+     * looks: what it did not find there was taken in a pass that it waits for. */
+    atomic_uint passes;
 
     /* Netpoller to worker: descriptors with events (also worker to itself). */
     _Alignas(64) struct np_mailbox ready;
-    /* Worker to netpoller (NP_DEDICATED): go on reading, start to send. */
+    /* Worker to netpoller: start to send; go on reading (NP_DEDICATED). */
     _Alignas(64) struct np_mailbox submitted;
 
     /* Finished writes, from whoever drained to np_done. */
@@ -274,6 +300,14 @@ struct np_engine {
 
     _Alignas(64) atomic_uint_fast64_t turns; /* worker writes, the tick reads; relaxed: a sample */
     unsigned home;              /* worker only: RUNNING or IDLE, what a park returns to */
+    atomic_uint offload;        /* np_offload.  Worker writes; np_get_stats reads (relaxed) */
+    struct {
+        int64_t since, waited; /* ns: its beginning; how much of it the worker has waited */
+        int writes;
+        int agreed; /* windows in a row */
+        int begun;  /* offload is on, and that was decided here */
+    } window;      /* worker only: adapt.c */
+    int switching; /* worker only: np_switch_always */
     struct np_write *done_mine; /* worker only: taken from done_head */
     struct np_write *spare;     /* worker only: nodes for reuse */
     unsigned spares;
@@ -347,7 +381,7 @@ static inline int np_check(const struct np_engine *e, const struct np_desc *d, u
     return d->kind == kind ? 0 : -EINVAL;
 }
 
-/* The netpoller thread does the I/O now. */
+/* The netpoller thread does all I/O now. */
 static inline int np_offloads(struct np_engine *e) { return e->mode == NP_DEDICATED && np_get_sc(&e->thread_on); }
 
 /* ---- netpoll.c --------------------------------------------------------------- */
@@ -390,6 +424,11 @@ int np_net_send(struct np_engine *e, struct np_desc *d, uint32_t tag);
 int np_net_receive(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigned bits);
 void np_drop_inbound(struct np_engine *e, struct np_desc *d);
 
+/* ---- adapt.c ---------------------------------------------------------------------- */
+
+/* The worker was parked: ns of CLOCK_MONOTONIC. */
+void np_waited(struct np_engine *e, int64_t from, int64_t to);
+
 /* ---- listen.c ------------------------------------------------------------------ */
 
 /* Netpoller, NP_DEDICATED: accepts into the ring. */
@@ -409,7 +448,7 @@ int np_ready(struct np_engine *e, struct np_desc *d, unsigned bits);
 /* Worker: asks the netpoller to go on with a descriptor (NP_R: receive, NP_W:
  * send).  0 if its thread does not serve: the caller does it. */
 int np_submit(struct np_engine *e, struct np_desc *d, unsigned bits);
-/* Kicks the netpoller if it waits without a timeout (NP_DEDICATED). */
+/* Wakes the netpoller if it sleeps. */
 void np_kick_netpoller(struct np_engine *e);
 
 #endif

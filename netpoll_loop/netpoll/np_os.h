@@ -28,6 +28,9 @@ struct np_os_event {
 
 #define NP_OS_EVENTS 256 /* at most so many for each wait */
 
+/* CPUs that this process may run on; at least 1. */
+int np_os_cpus(void);
+
 /* 0 or -errno. */
 int np_os_create(struct np_os *os);
 

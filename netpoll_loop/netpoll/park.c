@@ -222,6 +222,9 @@ int np_poll(np_engine *e, np_event *out, int max) {
         return 0;
     }
     count_turn(e);
+    if (e->switching) {
+        (void)np_offload(e, !np_get(&e->offload));
+    }
     int n = take_ready(e, out, max);
     if (n == max || np_offloads(e) || !take_token(e)) {
         return n;
@@ -273,6 +276,7 @@ int np_park(np_engine *e, np_event *out, int max, int64_t deadline_ns) {
         return 0;
     }
     int n;
+    int64_t from = e->mode == NP_AUTO ? np_now() : 0;
     count_turn(e);
     for (;;) {
         n = take_ready(e, out, max);
@@ -296,6 +300,9 @@ int np_park(np_engine *e, np_event *out, int max, int64_t deadline_ns) {
         (void)np_swap_sc(&e->wake_pending, 0u); /* the caller looks at its queues before it parks again */
     }
     count_turn(e);
+    if (e->mode == NP_AUTO) {
+        np_waited(e, from, np_now());
+    }
     unpark(e);
     if (n < FAILED) {
         return n - FAILED;

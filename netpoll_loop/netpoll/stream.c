@@ -231,7 +231,7 @@ int np_drain(struct np_engine *e, struct np_desc *d, int netpoller, size_t turn)
             np_count(&counters->sent, n);
             sent += (size_t)n;
             np_set(&d->writable, 1);
-            if (account(e, d, (size_t)n)) {
+            if (account(e, d, (size_t)n) && d->tell_w) {
                 report |= NP_W;
             }
         } else if (err == EAGAIN || err == EWOULDBLOCK) {
@@ -246,6 +246,9 @@ int np_drain(struct np_engine *e, struct np_desc *d, int netpoller, size_t turn)
         }
     }
     d->sending = 0;
+    if (!d->out_head) {
+        d->tell_w = 0;
+    }
     int wake = 0;
     if (netpoller) {
         d->hot_w = (uint8_t)(go_on && !d->halt);
@@ -284,6 +287,16 @@ int np_net_send(struct np_engine *e, struct np_desc *d, uint32_t tag) {
     return mine ? np_drain(e, d, 1, NP_SEND_TURN) : 0;
 }
 
+/* Worker: drains, if nobody else does and the socket isn't known to be full. */
+static void drain_here(struct np_engine *e, struct np_desc *d) {
+    np_lock(e, d);
+    int mine = d->kind == NP_STREAM && np_get(&d->writable) && begin_drain(d);
+    np_unlock(e, d);
+    if (mine) {
+        (void)np_drain(e, d, 0, NP_SEND_WORKER);
+    }
+}
+
 int np_queue(np_engine *e, np_desc *d, const void *buf, size_t size, void *cookie) {
     int rc = np_check(e, d, NP_STREAM);
     if (rc < 0) {
@@ -312,6 +325,9 @@ int np_queue(np_engine *e, np_desc *d, const void *buf, size_t size, void *cooki
         }
         d->out_tail = w;
         np_set(&d->pending, np_get(&d->pending) + size);
+        if (!np_get(&e->offload)) {
+            d->tell_w = 1;
+        }
         start = np_get(&d->writable) && !d->sending && !d->hot_w;
     }
     np_unlock(e, d);
@@ -319,15 +335,46 @@ int np_queue(np_engine *e, np_desc *d, const void *buf, size_t size, void *cooki
         free_write(e, w);
         return rc;
     }
-    if (start && !(e->mode == NP_DEDICATED && np_submit(e, d, NP_W))) {
-        np_lock(e, d);
-        start = np_get(&d->writable) && begin_drain(d);
-        np_unlock(e, d);
-        if (start) {
-            (void)np_drain(e, d, 0, NP_SEND_WORKER);
-        }
+    if (start && !((e->mode == NP_DEDICATED || np_get(&e->offload)) && np_submit(e, d, NP_W))) {
+        drain_here(e, d);
     }
     return 0;
+}
+
+int np_tell(np_engine *e, np_desc *d) {
+    if (np_check(e, d, NP_STREAM) < 0) {
+        return 0;
+    }
+    np_lock(e, d);
+    d->tell_w = 1;
+    int queued = d->out_head != NULL;
+    np_unlock(e, d);
+    return queued;
+}
+
+int np_offload(np_engine *e, int on) {
+    if (!e || e->dead || e->mode != NP_AUTO) {
+        return 0;
+    }
+    on = on && np_get_sc(&e->thread_on);
+    np_set(&e->offload, (unsigned)on);
+    return on;
+}
+
+void np_settle(np_engine *e) {
+    if (!e || e->dead || e->mode != NP_AUTO) {
+        return;
+    }
+    e->window.begun = np_offload(e, 0);
+    struct np_desc *d;
+    unsigned bits;
+    while (np_get_sc(&e->submitted.any) && (d = np_mailbox_take(&e->submitted, &bits)) != NULL) {
+        drain_here(e, d);
+    }
+    unsigned pass = np_get_sc(&e->passes);
+    for (unsigned round = 0; pass % 2 && np_get_sc(&e->passes) == pass;) {
+        np_backoff(&round);
+    }
 }
 
 ssize_t np_flush(np_engine *e, np_desc *d) {
@@ -340,6 +387,7 @@ ssize_t np_flush(np_engine *e, np_desc *d) {
      * the netpoller goes on by itself, a try would only cost a system call. */
     int others = np_offloads(e) && (d->hot_w || !np_get(&d->writable));
     int mine = !others && begin_drain(d);
+    d->tell_w |= d->out_head != NULL; /* the caller waits for the rest */
     np_unlock(e, d);
     if (mine) {
         (void)np_drain(e, d, 0, NP_SEND_WORKER);
@@ -362,7 +410,7 @@ void np_discard(np_engine *e, np_desc *d) {
         np_lock(e, d);
     }
     np_finish_all(e, d);
-    d->halt = d->hot_w = 0;
+    d->halt = d->hot_w = d->tell_w = 0;
     np_unlock(e, d);
 }
 

@@ -1,9 +1,10 @@
 /* thread.c: the netpoller thread.
  *
- * NP_AUTO: it ticks while the worker is active, and takes the poll token when
- * the worker has been inside one callback for a tick.  It then drains write
- * queues, and collects what else happens for the worker; it does not receive
- * or accept, since the worker's reads are in the middle of something.
+ * NP_AUTO: it sends what the worker hands over (np_offload).  It ticks while the
+ * worker is active, and takes the poll token when the worker has been inside
+ * one callback for a tick.  It then drains write queues, and collects what else
+ * happens for the worker; it does not receive or accept, since the worker's
+ * reads are in the middle of something.
  *
  * NP_DEDICATED: it holds the token from its start to its stop, and does the
  * I/O: receives ahead, accepts, drains.
@@ -184,48 +185,25 @@ static void give_token(struct np_engine *e) {
     np_notify_worker(e); /* on the futex it waits for the token */
 }
 
-/* ---- NP_AUTO: tick and takeover --------------------------------------------------------------- */
-
-static void take_over(struct np_engine *e) {
-    if (!np_cas_sc(&e->token, NP_FREE, NP_NETPOLLER)) {
-        return; /* the worker polls: no stall any more */
-    }
-    np_count(&e->by_netpoller.stalls, 1);
-    while (np_get_sc(&e->token) == NP_NETPOLLER && !stopped(e)) {
-        poll_once(e, e->hot_head ? 0 : -1);
-    }
-    hand_back_hot(e);
-    give_token(e);
-}
-
-static void run_ticks(struct np_engine *e) {
-    uint64_t last = np_get(&e->turns);
-    while (!stopped(e)) {
-        (void)np_futex_wait(&e->tick, NP_TICKING, np_now() + NP_TICK);
-        uint64_t turns = np_get(&e->turns);
-        if (turns == last && !stopped(e)) {
-            if (np_get_sc(&e->wstate) == NP_RUNNING) {
-                take_over(e);
-            } else if (np_cas_sc(&e->tick, NP_TICKING, NP_ASLEEP)) {
-                /* Parked or idle for a whole tick: no wake-ups until it goes on. */
-                if (np_get_sc(&e->wstate) == NP_RUNNING) {
-                    (void)np_cas_sc(&e->tick, NP_ASLEEP, NP_TICKING);
-                }
-                while (np_get_sc(&e->tick) == NP_ASLEEP) {
-                    (void)np_futex_wait(&e->tick, NP_ASLEEP, -1);
-                }
-            }
-            turns = np_get(&e->turns);
-        }
-        last = turns;
-    }
-}
-
-/* ---- NP_DEDICATED: serving ----------------------------------------------------------------------- */
+/* ---- Submissions --------------------------------------------------------------------------------- */
 
 void np_kick_netpoller(struct np_engine *e) {
-    if (np_get_sc(&e->asleep) && np_swap_sc(&e->asleep, 0u)) {
+    if (np_get_sc(&e->asleep) == NP_AWAKE) {
+        return;
+    }
+    switch (np_swap_sc(&e->asleep, NP_AWAKE)) {
+    case NP_ASLEEP_IN_OS:
+        atomic_fetch_add_explicit(&e->wakeups, 1, memory_order_relaxed);
         np_os_kick(&e->os);
+        break;
+    case NP_ASLEEP_ON_TICK:
+        atomic_fetch_add_explicit(&e->wakeups, 1, memory_order_relaxed);
+        if (np_cas_sc(&e->tick, NP_TICKING, NP_CALLED) || np_cas_sc(&e->tick, NP_ASLEEP, NP_CALLED)) {
+            np_futex_wake(&e->tick);
+        }
+        break;
+    default:
+        break;
     }
 }
 
@@ -236,8 +214,12 @@ int np_submit(struct np_engine *e, struct np_desc *d, unsigned bits) {
     if (np_mailbox_post(&e->submitted, d, bits)) {
         np_kick_netpoller(e);
     }
-    return np_get_sc(&e->thread_on) != 0; /* see the end of run_dedicated */
+    return np_get_sc(&e->thread_on) != 0; /* see stop_serving */
 }
+
+/* See np_engine.passes. */
+static void begin_pass(struct np_engine *e) { atomic_fetch_add(&e->passes, 1); }
+static void end_pass(struct np_engine *e) { atomic_fetch_add(&e->passes, 1); }
 
 static void serve_submitted(struct np_engine *e) {
     struct np_desc *d;
@@ -252,6 +234,113 @@ static void serve_submitted(struct np_engine *e) {
         }
     }
 }
+
+/* From here on the worker does by itself what it would submit; what it has
+ * submitted before it could see that goes to the hot list.  (It posts, then looks
+ * at thread_on; we clear thread_on, then look at its posts.) */
+static void stop_serving(struct np_engine *e) {
+    struct np_desc *d;
+    unsigned bits;
+    np_set_sc(&e->thread_on, 0u);
+    begin_pass(e);
+    while ((d = np_mailbox_take(&e->submitted, &bits)) != NULL) {
+        np_lock(e, d);
+        uint32_t tag = d->tag;
+        unsigned kind = d->kind;
+        np_unlock(e, d);
+        if (kind) {
+            hot_add(e, d, tag, bits);
+        }
+    }
+    end_pass(e);
+}
+
+/* ---- NP_AUTO: tick and takeover --------------------------------------------------------------- */
+
+static void take_over(struct np_engine *e) {
+    if (!np_cas_sc(&e->token, NP_FREE, NP_NETPOLLER)) {
+        return; /* the worker polls: no stall any more */
+    }
+    np_count(&e->by_netpoller.stalls, 1);
+    while (np_get_sc(&e->token) == NP_NETPOLLER && !stopped(e)) {
+        begin_pass(e);
+        serve_submitted(e);
+        end_pass(e);
+        int64_t timeout = 0;
+        if (!e->hot_head) {
+            np_set_sc(&e->asleep, NP_ASLEEP_IN_OS);
+            if (!np_get_sc(&e->submitted.any) && np_get_sc(&e->token) == NP_NETPOLLER && !stopped(e)) {
+                timeout = -1;
+            }
+        }
+        poll_once(e, timeout);
+        np_set_sc(&e->asleep, NP_AWAKE);
+    }
+    hand_back_hot(e);
+    give_token(e);
+}
+
+/* Sends what the worker has handed over, and what comes meanwhile. */
+static void serve_worker(struct np_engine *e) {
+    while (np_get_sc(&e->submitted.any) || e->hot_head) {
+        begin_pass(e);
+        serve_submitted(e);
+        serve_hot(e);
+        end_pass(e);
+        /* More comes soon if it comes at all: a wake-up would cost both threads more than this look. */
+        for (int64_t until = e->hot_head ? 0 : np_now() + NP_LINGER;
+             !np_get_sc(&e->submitted.any) && !stopped(e) && np_now() < until;) {
+            np_relax();
+        }
+    }
+}
+
+/* Sleeps while tick is `state`, until the deadline, or until there is something to send. */
+static void sleep_on_tick(struct np_engine *e, unsigned state, int64_t deadline_ns) {
+    np_set_sc(&e->asleep, NP_ASLEEP_ON_TICK);
+    if (!np_get_sc(&e->submitted.any)) {
+        (void)np_futex_wait(&e->tick, state, deadline_ns);
+    }
+    np_set_sc(&e->asleep, NP_AWAKE);
+    (void)np_cas_sc(&e->tick, NP_CALLED, NP_TICKING);
+}
+
+static void run_ticks(struct np_engine *e) {
+    uint64_t last = np_get(&e->turns);
+    int64_t next = np_now() + NP_TICK;
+    while (!stopped(e)) {
+        serve_worker(e);
+        sleep_on_tick(e, NP_TICKING, next);
+        if (np_now() < next) {
+            continue;
+        }
+        uint64_t turns = np_get(&e->turns);
+        if (turns == last && !stopped(e)) {
+            if (np_get_sc(&e->wstate) == NP_RUNNING) {
+                take_over(e);
+            } else if (np_cas_sc(&e->tick, NP_TICKING, NP_ASLEEP)) {
+                /* Parked or idle for a whole tick: no wake-ups until it goes on. */
+                if (np_get_sc(&e->wstate) == NP_RUNNING) {
+                    (void)np_cas_sc(&e->tick, NP_ASLEEP, NP_TICKING);
+                }
+                while (np_get_sc(&e->tick) == NP_ASLEEP && !np_get_sc(&e->submitted.any)) {
+                    sleep_on_tick(e, NP_ASLEEP, -1);
+                }
+                (void)np_cas_sc(&e->tick, NP_ASLEEP, NP_TICKING);
+            }
+            turns = np_get(&e->turns);
+        }
+        last = turns;
+        next = np_now() + NP_TICK;
+    }
+    stop_serving(e);
+    begin_pass(e);
+    serve_hot(e); /* what np_settle would do, if the loop left now */
+    end_pass(e);
+    hand_back_hot(e);
+}
+
+/* ---- NP_DEDICATED: serving ----------------------------------------------------------------------- */
 
 /* The engine's inbound bound had stopped some; rare, so it is a scan. */
 static int may_feed(struct np_engine *e) {
@@ -294,29 +383,15 @@ static void run_dedicated(struct np_engine *e) {
         }
         int64_t timeout = 0;
         if (!e->hot_head) {
-            np_set_sc(&e->asleep, 1u);
+            np_set_sc(&e->asleep, NP_ASLEEP_IN_OS);
             if (!np_get_sc(&e->submitted.any) && !may_feed(e) && !stopped(e)) {
                 timeout = -1;
             }
         }
         poll_once(e, timeout);
-        np_set(&e->asleep, 0u);
+        np_set(&e->asleep, NP_AWAKE);
     }
-    /* From here on the worker does by itself what it would submit; what it has
-     * submitted before it could see that is handed back.  (It posts, then looks
-     * at thread_on; we clear thread_on, then look at its posts.) */
-    np_set_sc(&e->thread_on, 0u);
-    struct np_desc *d;
-    unsigned bits;
-    while ((d = np_mailbox_take(&e->submitted, &bits)) != NULL) {
-        np_lock(e, d);
-        uint32_t tag = d->tag;
-        unsigned kind = d->kind;
-        np_unlock(e, d);
-        if (kind) {
-            hot_add(e, d, tag, bits);
-        }
-    }
+    stop_serving(e);
     hand_back_hot(e);
     np_register_all(e); /* and edges that we have seen are reported to the worker */
     give_token(e);

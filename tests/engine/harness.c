@@ -42,9 +42,13 @@ static void on_alarm(int sig) {
 }
 
 const struct config configs[] = {
-    {"inline", NP_INLINE, 0},           {"auto, no thread", NP_AUTO, 0},
-    {"auto", NP_AUTO, 1},               {"dedicated, no thread", NP_DEDICATED, 0},
-    {"dedicated", NP_DEDICATED, 1},     {NULL, NP_INLINE, 0},
+    {"inline", NP_INLINE, 0, 0},
+    {"auto, no thread", NP_AUTO, 0, 0},
+    {"auto", NP_AUTO, 1, 0},
+    {"auto, offloading", NP_AUTO, 1, 1},
+    {"dedicated, no thread", NP_DEDICATED, 0, 0},
+    {"dedicated", NP_DEDICATED, 1, 0},
+    {NULL, NP_INLINE, 0, 0},
 };
 
 int test_config(const struct config *c) {
@@ -59,11 +63,12 @@ np_engine *engine(const struct config *c) {
     EQ(err, 0);
     np_set_running(e, 1);
     if (c->thread) EQ(np_thread_start(e), 0);
+    if (c->offload) EQ(np_offload(e, 1), 1);
     return e;
 }
 
 np_engine *engine_of(np_mode mode) {
-    struct config c = {"", mode, 1};
+    struct config c = {"", mode, 1, 0};
     return engine(&c);
 }
 
@@ -125,6 +130,11 @@ void verify(const uint8_t *buf, size_t n, uint32_t seed, uint64_t at) {
         if (buf[i] != pattern(seed, at + i))
             test_fail(__FILE__, __LINE__, "stream %u: wrong byte at %llu", seed, (unsigned long long)(at + i));
     }
+}
+
+int queue_told(np_engine *e, np_desc *d, const void *buf, size_t size, void *cookie) {
+    np_tell(e, d);
+    return np_queue(e, d, buf, size, cookie);
 }
 
 int turn(np_engine *e, np_event *out, int max, int ms) {

@@ -50,6 +50,7 @@ struct config {
     const char *name;
     np_mode mode;
     int thread;
+    int offload;
 };
 extern const struct config configs[];
 #define EACH_CONFIG(c) for (const struct config *c = configs; test_config(c); c++)
@@ -60,6 +61,9 @@ np_engine *engine_of(np_mode mode);        /* with thread */
 void engine_end(np_engine *e);
 
 /* ---- Helpers ---- */
+
+/* np_queue whose progress comes as NP_W in each configuration. */
+int queue_told(np_engine *e, np_desc *d, const void *buf, size_t size, void *cookie);
 
 int64_t now_ns(void);
 void sleep_ms(int ms);

@@ -44,7 +44,7 @@ TEST(opening_an_open_number_replaces_the_old_descriptor, 20) {
         pair(a);
         np_desc *d = np_open(e, a[0], NP_STREAM, "first", NULL);
         static char big[1 << 20];
-        EQ(np_queue(e, d, big, sizeof big, "cookie"), 0);
+        EQ(queue_told(e, d, big, sizeof big, "cookie"), 0);
         d = np_open(e, a[0], NP_WAIT, "second", NULL);
         CHECK(d);
         const char *cookie = np_done(e);
@@ -105,7 +105,7 @@ TEST(impossible_calls_get_an_error, 20) {
         np_close(e, d);
         EQ(np_recv(e, d, buf, 1), -EBADF);
         EQ(np_send(e, d, buf, 1), -EBADF);
-        EQ(np_queue(e, d, buf, 1, NULL), -EBADF);
+        EQ(queue_told(e, d, buf, 1, NULL), -EBADF);
         EQ(np_flush(e, d), -EBADF);
         EQ(np_arm(e, d, NP_R), -EBADF);
         EQ(np_rearm(e, d), -EBADF);
@@ -134,7 +134,7 @@ TEST(an_empty_queue_call_returns_its_cookie, 10) {
     int a[2];
     pair(a);
     np_desc *d = np_open(e, a[0], NP_STREAM, NULL, NULL);
-    EQ(np_queue(e, d, "", 0, "c"), 0);
+    EQ(queue_told(e, d, "", 0, "c"), 0);
     CHECK(np_done(e));
     CHECK(!np_done(e));
     np_close(e, d);
@@ -425,7 +425,7 @@ TEST(in_a_forked_child_the_engine_is_dead, 20) {
         pair(a);
         np_desc *d = np_open(e, a[0], NP_STREAM, "d", NULL);
         static char big[4 << 20];
-        EQ(np_queue(e, d, big, sizeof big, "cookie"), 0);
+        EQ(queue_told(e, d, big, sizeof big, "cookie"), 0);
         np_thread_stop(e); /* as the fork hook does */
         pid_t pid = fork();
         if (pid == 0) {

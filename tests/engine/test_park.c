@@ -228,7 +228,7 @@ TEST(a_stalled_workers_write_queue_is_drained, 30) {
     fill(buf, SIZE, 5, 0);
     int pieces = 0;
     for (size_t at = 0; at < SIZE; at += PIECE) {
-        EQ(np_queue(e, d, buf + at, SIZE - at < PIECE ? SIZE - at : PIECE, buf + at), 0);
+        EQ(queue_told(e, d, buf + at, SIZE - at < PIECE ? SIZE - at : PIECE, buf + at), 0);
         pieces++;
     }
     CHECK(np_pending(d) > 0);
@@ -407,7 +407,7 @@ TEST(no_edge_is_lost_while_the_worker_sends_and_the_netpoller_polls, 60) {
             n = SIZE - at < 50000 ? SIZE - at : 50000;
             ssize_t sent = round % 2 ? np_send(e, d, buf + at, n) : 0;
             CHECK(sent >= 0);
-            if ((size_t)sent < n) EQ(np_queue(e, d, buf + at + sent, n - (size_t)sent, buf), 0);
+            if ((size_t)sent < n) EQ(queue_told(e, d, buf + at + sent, n - (size_t)sent, buf), 0);
             for (int64_t end = now_ns() + 5000 * MS; np_pending(d) > 300000;) CHECK(now_ns() < end);
         }
         for (int64_t end = now_ns() + 5000 * MS; np_pending(d);) CHECK(now_ns() < end);
@@ -437,7 +437,7 @@ TEST(not_even_the_only_edge_is_lost, 60) {
     wait_for_stall(e, 1);
     for (int i = 0; i < ROUNDS; i++) {
         fill(buf, SIZE, 1, (uint64_t)i * SIZE);
-        EQ(np_queue(e, d, buf, SIZE, buf), 0);
+        EQ(queue_told(e, d, buf, SIZE, buf), 0);
         for (int64_t end = now_ns() + 5000 * MS; np_pending(d);) {
             CHECK(now_ns() < end);
             sched_yield();
@@ -462,7 +462,7 @@ TEST(a_worker_that_is_back_in_the_middle_of_a_drain_is_told_to_go_on, 60) {
         tcp_pair(fds);
         np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
         fill(buf, SIZE, round, 0);
-        EQ(np_queue(e, d, buf, SIZE, buf), 0);
+        EQ(queue_told(e, d, buf, SIZE, buf), 0);
         size_t left = np_pending(d);
         CHECK(left > 0);
         struct reader r = {.fd = fds[1], .seed = round, .chunk = 1 << 20};
@@ -492,7 +492,7 @@ TEST(a_worker_that_is_back_in_the_middle_of_a_drain_is_told_to_go_on, 60) {
 /* ---- Thread ---- */
 
 TEST(what_the_worker_left_unread_the_thread_finds_at_its_start, 30) {
-    struct config off = {"", NP_DEDICATED, 0};
+    struct config off = {"", NP_DEDICATED, 0, 0};
     for (int round = 0; round < 4; round++) {
         np_engine *e = engine(&off);
         int s[2], l[2], w[2];

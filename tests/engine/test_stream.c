@@ -1,4 +1,6 @@
 /* Streams: bytes in order, none lost, none twice; bounds; ends. */
+#include <sched.h>
+
 #include "harness.h"
 
 TEST(more_says_whether_a_receive_may_find_something, 20) {
@@ -88,7 +90,7 @@ static void send_pattern(const struct config *c, int tcp, int slow, size_t total
                 break; /* queue without a try */
             }
             CHECK(sent >= 0);
-            if ((size_t)sent < n) EQ(np_queue(e, d, data + at + sent, n - (size_t)sent, data + at), 0);
+            if ((size_t)sent < n) EQ(queue_told(e, d, data + at + sent, n - (size_t)sent, data + at), 0);
             if ((size_t)sent == n) back++;
             at += n;
         }
@@ -424,7 +426,7 @@ TEST(discard_forgets_the_queue_and_returns_the_cookies, 30) {
         fill(big, sizeof big, 4, 0);
         for (int round = 0; round < 3; round++) {
             size_t n = sizeof big / 8;
-            for (int i = 0; i < 8; i++) EQ(np_queue(e, d, big + (size_t)i * n, n, big + i), 0);
+            for (int i = 0; i < 8; i++) EQ(queue_told(e, d, big + (size_t)i * n, n, big + i), 0);
             np_discard(e, d);
             EQ(np_pending(d), 0);
             int cookies = 0;
@@ -448,11 +450,11 @@ TEST(after_a_discard_the_stream_can_send_again, 30) {
         np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
         static uint8_t big[2 << 20];
         memset(big, 'a', sizeof big);
-        EQ(np_queue(e, d, big, sizeof big, big), 0);
+        EQ(queue_told(e, d, big, sizeof big, big), 0);
         sleep_ms(5);
         np_discard(e, d);
         CHECK(np_done(e));
-        EQ(np_queue(e, d, "end", 3, "c"), 0);
+        EQ(queue_told(e, d, "end", 3, "c"), 0);
         char buf[65536], last[3] = "";
         for (int64_t end = now_ns() + 3000 * MS; memcmp(last, "end", 3) && now_ns() < end;) {
             np_event ev[4];
@@ -503,8 +505,8 @@ TEST(a_failed_drain_returns_the_cookies_and_the_error, 30) {
         pair(fds);
         np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
         static uint8_t big[4 << 20];
-        EQ(np_queue(e, d, big, sizeof big / 2, big), 0);
-        EQ(np_queue(e, d, big, sizeof big / 2, big), 0);
+        EQ(queue_told(e, d, big, sizeof big / 2, big), 0);
+        EQ(queue_told(e, d, big, sizeof big / 2, big), 0);
         for (int i = 0; i < 5; i++) {
             np_event ev[4];
             turn(e, ev, 4, 2);
@@ -518,7 +520,7 @@ TEST(a_failed_drain_returns_the_cookies_and_the_error, 30) {
         CHECK(rc == -EPIPE || rc == -ECONNRESET);
         EQ(np_pending(d), 0);
         EQ(np_flush(e, d), rc);
-        EQ(np_queue(e, d, big, 1, "not taken"), rc);
+        EQ(queue_told(e, d, big, 1, "not taken"), rc);
         EQ(np_send(e, d, big, 1), rc);
         CHECK(np_done(e) && np_done(e));
         CHECK(!np_done(e));
@@ -539,7 +541,7 @@ TEST(a_half_closed_peer_can_still_be_written_to, 30) {
         CHECK(wait_bits(e, "d", NP_R | NP_HUP, 2000) & NP_R);
         EQ(np_recv(e, d, buf, sizeof buf), 0);
         EQ(np_send(e, d, "late", 4), 4);
-        EQ(np_queue(e, d, "r", 1, "c"), 0);
+        EQ(queue_told(e, d, "r", 1, "c"), 0);
         blocking(fds[1]);
         EQ(recv(fds[1], buf, 5, MSG_WAITALL), 5);
         CHECK(memcmp(buf, "later", 5) == 0);
@@ -559,7 +561,7 @@ TEST(leaving_the_loop_can_flush_without_polling, 30) {
         np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
         static uint8_t big[1 << 20];
         fill(big, sizeof big, 6, 0);
-        EQ(np_queue(e, d, big, sizeof big, big), 0);
+        EQ(queue_told(e, d, big, sizeof big, big), 0);
         struct reader r = {.fd = fds[1], .seed = 6, .chunk = 65536};
         reader_start(&r);
         ssize_t left;
@@ -573,4 +575,145 @@ TEST(leaving_the_loop_can_flush_without_polling, 30) {
         close(fds[1]);
         engine_end(e);
     }
+}
+
+/* ---- np_offload ---- */
+
+TEST(what_is_handed_over_is_sent_without_an_event_unless_told, 30) {
+    struct config c = {"", NP_AUTO, 1, 1};
+    np_engine *e = engine(&c);
+    int fds[2];
+    char buf[16];
+    np_stats s;
+    pair(fds);
+    np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+    wait_bits(e, NULL, 0, 20); /* the first edge */
+    EQ(np_queue(e, d, "hello", 5, "cookie"), 0);
+    blocking(fds[1]);
+    EQ(read(fds[1], buf, sizeof buf), 5);
+    for (int64_t end = now_ns() + 2000 * MS; np_pending(d) && now_ns() < end;) sched_yield();
+    EQ(np_pending(d), 0);
+    EQ(np_tell(e, d), 0);
+    EQ(wait_bits(e, NULL, 0, 30), 0);
+    CHECK(np_done(e));
+    np_get_stats(e, &s);
+    EQ(s.inline_syscalls, 0);
+    EQ(s.netpoller_syscalls, 1);
+    EQ(s.offloading, 1);
+    EQ(np_queue(e, d, "hello", 5, "cookie"), 0); /* told above, while nothing was queued */
+    EQ(wait_bits(e, "d", NP_W, 2000) & NP_W, NP_W);
+    EQ(np_flush(e, d), 0);
+    np_close(e, d);
+    close(fds[0]);
+    close(fds[1]);
+    engine_end(e);
+}
+
+TEST(after_settling_all_that_was_handed_over_is_sent, 60) {
+    struct config c = {"", NP_AUTO, 1, 1};
+    np_engine *e = engine(&c);
+    enum { PAIRS = 50, ROUNDS = 200 };
+    int fds[PAIRS][2];
+    np_desc *d[PAIRS];
+    char buf[16];
+    np_stats s;
+    for (int i = 0; i < PAIRS; i++) {
+        pair(fds[i]);
+        CHECK(d[i] = np_open(e, fds[i][0], NP_STREAM, "d", NULL));
+    }
+    for (int round = 0; round < ROUNDS; round++) {
+        EQ(np_offload(e, 1), 1);
+        for (int i = 0; i < PAIRS; i++) {
+            EQ(np_queue(e, d[i], "a", 1, "cookie"), 0);
+            EQ(np_queue(e, d[i], "bc", 2, "cookie"), 0);
+        }
+        if (round % 4 == 3) np_thread_stop(e);
+        np_settle(e);
+        np_get_stats(e, &s);
+        EQ(s.offloading, 0);
+        for (int i = 0; i < PAIRS; i++) {
+            EQ(np_pending(d[i]), 0);
+            EQ(recv(fds[i][1], buf, sizeof buf, MSG_DONTWAIT), 3);
+        }
+        if (round % 4 == 3) {
+            EQ(np_offload(e, 1), 0); /* not without the thread */
+            EQ(np_thread_start(e), 0);
+        }
+        int cookies = 0;
+        while (np_done(e)) cookies++;
+        EQ(cookies, 2 * PAIRS);
+    }
+    for (int i = 0; i < PAIRS; i++) {
+        np_close(e, d[i]);
+        close(fds[i][0]);
+        close(fds[i][1]);
+    }
+    engine_end(e);
+}
+
+TEST(only_auto_hands_over, 10) {
+    for (np_mode mode = NP_INLINE; mode <= NP_DEDICATED; mode++) {
+        np_engine *e = engine_of(mode);
+        EQ(np_offload(e, 1), mode == NP_AUTO);
+        EQ(np_offload(e, 0), 0);
+        np_settle(e);
+        engine_end(e);
+    }
+    EQ(np_offload(NULL, 1), 0);
+    EQ(np_tell(NULL, NULL), 0);
+    np_settle(NULL);
+}
+
+/* ---- np_hand_over ---- */
+
+static void work(int64_t ns) {
+    for (int64_t end = now_ns() + ns; now_ns() < end;) {
+    }
+}
+
+/* 64 writes and as many turns, each with so much work, and so much waiting. */
+static int handed_over(np_engine *e, np_desc *d, int rounds, int64_t work_ns, int wait_ms) {
+    int yes = 0;
+    for (int i = 0; i < rounds; i++) {
+        np_event ev[4];
+        work(work_ns);
+        yes += np_hand_over(e, d);
+        turn(e, ev, 4, wait_ms);
+        while (np_done(e)) {
+        }
+    }
+    return yes;
+}
+
+TEST(auto_hands_over_while_the_worker_is_busy_and_does_much_between_two_writes, 60) {
+    for (np_mode mode = NP_INLINE; mode <= NP_DEDICATED; mode++) {
+        np_engine *e = engine_of(mode);
+        int fds[2];
+        np_stats s;
+        pair(fds);
+        np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+        np_get_stats(e, &s);
+        int yes = handed_over(e, d, 1000, 30 * 1000, 0);
+        np_stats after;
+        np_get_stats(e, &after);
+        cpu_set_t cpus;
+        EQ(sched_getaffinity(0, sizeof cpus, &cpus), 0);
+        int can = mode == NP_AUTO && CPU_COUNT(&cpus) > 1;
+        CHECK(can ? yes > 0 : yes == 0);
+        if (can) { /* one long wait ends it */
+            np_event ev[4];
+            EQ(after.offloading, 1);
+            turn(e, ev, 4, 20);
+            np_get_stats(e, &after);
+            EQ(after.offloading, 0);
+            EQ(np_hand_over(e, d), 0);
+        }
+        EQ(handed_over(e, d, 200, 50 * 1000, 1), 0); /* mostly waiting */
+        np_close(e, d);
+        EQ(np_hand_over(e, NULL), 0);
+        close(fds[0]);
+        close(fds[1]);
+        engine_end(e);
+    }
+    EQ(np_hand_over(NULL, NULL), 0);
 }

@@ -204,6 +204,8 @@ static void random_run(const struct config *cfg, int ms, int restarts) {
             if (what < 4) replace(w, c, &rnd);
             if (what >= 4 && what < 30) c->paused = !c->paused;
             if (what == 31 && cfg->mode == NP_AUTO) sleep_ms(25); /* a stall */
+            if (cfg->offload && what >= 32 && what < 500) np_offload(w->e, (int)(what % 3));
+            if (cfg->offload && what == 500) np_settle(w->e);
         }
         for (void *b; (b = np_done(w->e)) != NULL;) free(b);
     }
@@ -262,8 +264,10 @@ TEST(everything_at_once_at_random, 120) {
 }
 
 TEST(everything_at_once_while_the_thread_stops_and_starts, 120) {
-    static const struct config with[] = {{"auto, restarts", NP_AUTO, 1}, {"dedicated, restarts", NP_DEDICATED, 1}};
-    for (int i = 0; i < 2; i++) {
+    static const struct config with[] = {{"auto, restarts", NP_AUTO, 1, 0},
+                                         {"dedicated, restarts", NP_DEDICATED, 1, 0},
+                                         {"auto, offloading, restarts", NP_AUTO, 1, 1}};
+    for (int i = 0; i < 3; i++) {
         test_config(&with[i]);
         random_run(&with[i], 4000, 1);
     }

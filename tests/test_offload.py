@@ -1,0 +1,220 @@
+"""Writes that "auto" hands to the netpoller thread: when it does, and that nobody can tell but by the clock.
+
+The transports' own tests run a second time on loops that switch in every turn (conftest.py, SWITCHING).
+"""
+
+import asyncio
+import gc
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+from conftest import make_loop
+from peers import Recorder, put_away, read_exactly, turns, until
+
+import netpoll_loop
+
+pytestmark = [
+    pytest.mark.netpoll_only("about who sends"),
+    pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="with one CPU nothing is handed over"),
+]
+
+
+def spin(seconds):
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+class Busy(Recorder):
+    """Works a while for each piece of data, then answers."""
+
+    work = 100e-6
+
+    def data_received(self, data):
+        super().data_received(data)
+        spin(self.work)
+        self.transport.write(b"answer")
+
+
+@pytest.mark.parametrize("netpoller", ["auto", "inline"])
+def test_a_busy_loop_hands_its_writes_over_and_an_idle_one_does_not(socket_pair, netpoller):
+    loop = make_loop(netpoller)
+    offloading = set()
+
+    async def flood():
+        """Several connections ask at once, so that the loop never waits."""
+        peers = []
+        for _ in range(4):
+            sock, peer = socket_pair()
+            await loop.create_connection(Busy, sock=sock)
+            peers.append(peer)
+        deadline = loop.time() + 5
+        while loop.time() < deadline and not netpoll_loop.stats(loop).netpoller_syscalls:
+            for peer in peers:
+                peer.setblocking(False)
+                try:
+                    peer.send(b"?")
+                    peer.recv(65536)
+                except BlockingIOError:
+                    pass
+            await asyncio.sleep(0)
+            offloading.add(netpoll_loop.stats(loop).offloading)
+            if netpoller == "inline" and loop.time() > deadline - 4:
+                break
+        for _ in range(100):
+            await asyncio.sleep(0.02)
+            if not netpoll_loop.stats(loop).offloading:
+                return
+        pytest.fail("still handing over, though idle")
+
+    try:
+        loop.run_until_complete(flood())
+        assert (True in offloading) is (netpoller == "auto")
+        if netpoller == "inline":
+            assert netpoll_loop.stats(loop).netpoller_syscalls == 0
+        else:
+            assert netpoll_loop.stats(loop).netpoller_syscalls > 0
+    finally:
+        loop.close()
+
+
+def test_what_was_written_is_sent_when_the_loop_stops(loop, socket_pair):
+    async def main():
+        for i in range(50):
+            sock, peer = socket_pair()
+            transport, _ = await loop.create_connection(Recorder, sock=sock)
+            for _ in range(1 + i % 2):
+                # The last write of the run is one that was handed over, or not.
+                await asyncio.sleep(0)
+            transport.write(b"the ")
+            transport.write(b"end")
+            pairs.append((transport, peer))
+
+    pairs = []
+    loop.run_until_complete(main())
+    for transport, peer in pairs:
+        assert transport.get_write_buffer_size() == 0
+        peer.setblocking(False)
+        assert peer.recv(100) == b"the end"
+        put_away(transport)
+    loop.run_until_complete(turns())
+
+
+def test_an_answer_to_a_peer_that_has_gone_ends_the_connection_with_the_error(run, loop, socket_pair, exceptions):
+    async def main():
+        errors = []
+        for _ in range(20):
+            sock, peer = socket_pair()
+            transport, protocol = await loop.create_connection(Recorder, sock=sock)
+            transport.pause_reading()
+            peer.close()
+            for _ in range(20):
+                transport.write(b"x" * 100)
+                await asyncio.sleep(0)
+                if protocol.lost:
+                    break
+            await until(lambda protocol=protocol: protocol.lost)
+            errors.append(type(protocol.lost_with))
+        assert set(errors) <= {BrokenPipeError, ConnectionResetError}
+        assert not exceptions
+
+    run(main())
+
+
+def test_small_writes_beyond_the_limit_pause_the_protocol_and_all_arrives(run, loop, socket_pair):
+    async def main():
+        sock, peer = socket_pair()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        transport, protocol = await loop.create_connection(Recorder, sock=sock)
+        transport.set_write_buffer_limits(high=10_000, low=2_000)
+        written = bytearray()
+        while "pause_writing" not in protocol.calls:
+            piece = bytes([len(written) % 251]) * 97
+            transport.write(piece)
+            written += piece
+            await asyncio.sleep(0)
+        assert transport.get_write_buffer_size() > 10_000
+        assert bytes(await read_exactly(peer, len(written))) == bytes(written)
+        await until(lambda: "resume_writing" in protocol.calls)
+        assert protocol.calls.count("pause_writing") == protocol.calls.count("resume_writing") == 1
+        put_away(transport)
+        await turns()
+
+    run(main())
+
+
+def test_changed_buffers_and_dropped_references_change_nothing_that_is_sent(run, loop, socket_pair):
+    async def main():
+        sock, peer = socket_pair()
+        transport, _ = await loop.create_connection(Recorder, sock=sock)
+        expected = bytearray()
+        for i in range(200):
+            data = bytearray(b"%05d" % i)
+            expected += data
+            transport.write(data)
+            data[:] = b"xxxxx"
+            transport.write(memoryview(b"%05d" % i))
+            expected += b"%05d" % i
+            transport.writelines([b"<", bytearray(b"%d" % i), b"", memoryview(b">")])
+            expected += b"<%d>" % i
+            del data
+            if i % 10 == 0:
+                gc.collect()
+                await asyncio.sleep(0)
+        assert bytes(await read_exactly(peer, len(expected))) == bytes(expected)
+        put_away(transport)
+        await turns()
+
+    run(main())
+
+
+def test_a_paused_transport_that_nobody_keeps_has_sent_its_last_words(run, loop, socket_pair):
+    async def main():
+        for _ in range(10):
+            sock, peer = socket_pair()
+            transport, protocol = await loop.create_connection(Recorder, sock=sock)
+            transport.pause_reading()
+            await asyncio.sleep(0)
+            with pytest.warns(ResourceWarning, match="unclosed transport"):
+                transport.write(b"last words")
+                protocol.transport = None
+                del transport, protocol
+                gc.collect()
+                await turns()
+            assert bytes(await read_exactly(peer, 10)) == b"last words"
+
+    run(main())
+
+
+def test_a_process_that_ends_right_after_its_run_has_sent_everything():
+    code = textwrap.dedent("""
+        import asyncio, os, socket, netpoll_loop
+
+        async def main(sock):
+            loop = asyncio.get_running_loop()
+            transport, _ = await loop.create_connection(asyncio.Protocol, sock=sock)
+            for i in range(7):
+                await asyncio.sleep(0)
+            for i in range(100):
+                transport.write(b"%03d" % i)
+
+        near, far = socket.socketpair()
+        loop = netpoll_loop.new_event_loop()
+        loop.run_until_complete(main(near))
+        assert far.recv(1000) == b"".join(b"%03d" % i for i in range(100))
+        print("all of it", flush=True)
+        os._exit(0)
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "NETPOLL_LOOP_CHAOS": "1", "NETPOLL_LOOP_NETPOLLER": "auto"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.stdout == "all of it\n", done.stderr
