@@ -4,6 +4,7 @@ import argparse
 import collections
 import json
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -181,6 +182,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--loop", choices=loops.KINDS, default=loops.NETPOLL, help="for comparison: asyncio's own loop")
     parser.add_argument("--record", action="store_true", help="put the numbers into docs/compatibility.md's table")
     options = parser.parse_args(argv)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell's background job ignores it, and so would the programs that tests interrupt.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sources.CACHE.mkdir(exist_ok=True)
     status = 0
     for name in options.suite:
