@@ -10,9 +10,9 @@ BUILD := build/$(patsubst .%,%,$(notdir $(VENV)))
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 TESTS ?=
-ROUNDS ?= 5
 SUITE ?= uvloop cpython aiohttp
 NETPOLLER ?= auto
+BENCH ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
@@ -23,7 +23,7 @@ export PIP_NO_INPUT := 1
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  variables: VENV=$(VENV) PYTHON=$(PYTHON) TESTS='tests/test_x.py -k name' ROUNDS=$(ROUNDS)"
+	@echo "  variables: VENV=$(VENV) PYTHON=$(PYTHON) TESTS='tests/test_x.py -k name'"
 
 $(PY):
 	$(PYTHON) -c 'import sys; sys.exit("netpoll_loop needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
@@ -54,10 +54,12 @@ loadgen:
 demo: build loadgen ## aiohttp through the policy, under load, next to asyncio and uvloop
 	@$(PY) -m benchmarks.demo
 
-bench: build loadgen ## throughput, memory and process spawning, next to uvloop and asyncio; takes minutes
-	$(PY) -m benchmarks.compare --rounds $(ROUNDS)
-	$(PY) -m benchmarks.memory
-	$(PY) -m benchmarks.subprocess_spawn --rounds $(ROUNDS)
+$(VENV)/.bench: pyproject.toml $(VENV)/.ready
+	$(PY) -m pip install --quiet --group bench
+	touch $@
+
+bench: build loadgen $(VENV)/.bench ## every row next to every loop that is installed, tables and plots; --quick: BENCH=--quick
+	$(PY) -m benchmarks --json build/benchmarks.json --plot build/plots $(BENCH)
 
 sanitize: ## the engine's own tests under the thread, address and undefined-behaviour sanitizers
 	CC=$(CC) sh tests/engine/run.sh tsan

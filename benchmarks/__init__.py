@@ -1,10 +1,8 @@
-"""Benchmarks of netpoll_loop beside other asyncio event loops.
+"""Benchmarks: netpoll_loop next to other event loops.
 
-- ``python -m benchmarks.compare``: throughput, latency and server CPU of every kind of server
-- ``python -m benchmarks.memory``: resident memory of idle connections
-- ``python -m benchmarks.subprocess_spawn``: how fast children are started and waited for
-- ``python -m benchmarks.demo``: the short one that ``make demo`` runs
-
-``servers`` is what is measured, ``loadgen`` (C) is what loads it, ``harness`` starts, watches and ends
-both. Loops are always measured in turns, within one run.
+- ``python -m benchmarks``: every row of the table (`rows.py`), with ratios, targets, JSON and plots
+- ``python -m benchmarks.memory``: memory of idle connections
+- ``python -m benchmarks.micro``: one workload on one loop; what the rows without a server run
+- ``python -m benchmarks.demo``: what ``make demo`` runs
+- ``python -m benchmarks.servers``: one of the measured servers alone
 """

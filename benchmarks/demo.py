@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import harness, report
-from benchmarks.compare import Row, failures, measure_row, table
+from benchmarks import harness, report, table
 from benchmarks.harness import LoopSpec
+from benchmarks.measure import measure_row
+from benchmarks.rows import Row
 
-ROW = Row("aiohttp-example", 32)
+ROW = Row("demo", "http", "examples/aiohttp_hello.py, 32 connections", "aiohttp-example", connections=32)
 LOOPS = [LoopSpec("asyncio"), LoopSpec("uvloop"), LoopSpec("netpoll_loop")]
 ROUNDS = 5
 SECONDS = 1.5
@@ -21,17 +22,14 @@ SECONDS = 1.5
 
 def main() -> int:
     """0 if every request was answered as it should be."""
-    print(f"examples/aiohttp_hello.py, {ROW.connections} connections, {ROUNDS} rounds of {SECONDS} s each\n")
+    print(f"{ROUNDS} rounds of {SECONDS} s each\n", flush=True)
     with harness.no_process_left():
-        results = measure_row(ROW, LOOPS, ROUNDS, SECONDS, warmup=0.2, progress=report.progress)
-    print(table(results, ["asyncio", "uvloop"], cpu=False))
-    served = sum(measured.load.total_requests for one in results for measured in one.rounds)
-    failed = failures(results)
-    for text in failed:
-        print(f"FAILED {text}", file=sys.stderr)
-    verdict = "with errors" if failed else "every response checked, no error"
+        results = measure_row(ROW, LOOPS, ROUNDS, SECONDS)
+    print(table.row_text(results))
+    served = sum(one["requests"] for rounds in results["measured"].values() for one in rounds.values())
+    verdict = "with errors" if results["failures"] else "every response checked, no error"
     print(f"\n{report.thousands(served)} requests, {verdict}")
-    return 1 if failed else 0
+    return 1 if results["failures"] else 0
 
 
 if __name__ == "__main__":

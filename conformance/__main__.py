@@ -182,9 +182,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--loop", choices=loops.KINDS, default=loops.NETPOLL, help="for comparison: asyncio's own loop")
     parser.add_argument("--record", action="store_true", help="put the numbers into docs/compatibility.md's table")
     options = parser.parse_args(argv)
+    # A shell's background job ignores SIGINT, nohup's SIGHUP, and so would the programs that tests send them to.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # A shell's background job ignores it, and so would the programs that tests interrupt.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     sources.CACHE.mkdir(exist_ok=True)
     status = 0
     for name in options.suite:

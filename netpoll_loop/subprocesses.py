@@ -7,6 +7,7 @@ asyncio's own way is used.
 """
 
 import asyncio
+import contextlib
 import functools
 import os
 import sys
@@ -34,7 +35,9 @@ class _Child:
     """One watched child: owns its pidfd until the child has ended, or the loop has dropped the reader.
 
     `callback` gets the exit code (negative: the signal), or None when somebody else has waited for the child, or
-    SIGCHLD is ignored: its status is lost then. It runs on the loop's thread, at once if that is known already.
+    SIGCHLD is ignored: its status is lost then. It runs on the loop's thread, in the callback that has reaped the
+    child: no turn comes in between in which somebody could send a signal to a number that is free again
+    (python/cpython issue 127049).
     """
 
     __slots__ = ("_callback", "_loop", "_pid", "_pidfd")
@@ -47,7 +50,7 @@ class _Child:
         try:
             self._pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
-            callback(None)
+            loop.call_soon(callback, None)
         except OSError:
             # Out of descriptors, with a child that runs already: better a thread than a child nobody waits for.
             threading.Thread(target=self._wait, name=f"netpoll_loop-waitpid-{pid}", daemon=True).start()
@@ -59,30 +62,37 @@ class _Child:
             os.close(self._pidfd)
 
     def _ready(self) -> None:
-        returncode = None
+        pid = None
         try:
-            pid, status = os.waitpid(self._pid, os.WNOHANG)
-            if not pid:
-                return
-            returncode = os.waitstatus_to_exitcode(status)
+            pid, returncode = self._reap(os.WNOHANG)
+        finally:
+            if pid != 0:
+                self._loop._remove_reader(self._pidfd)
+                os.close(self._pidfd)
+                self._pidfd = -1
+        if pid != 0:
+            self._callback(returncode)
+
+    def _reap(self, options: int) -> tuple[int, int | None]:
+        """The pid, 0 if it goes on, and the exit code, None if somebody else has read it."""
+        try:
+            pid, status = os.waitpid(self._pid, options)
         except ChildProcessError:
-            pass
-        self._loop._remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        self._pidfd = -1
-        self._callback(returncode)
+            return self._pid, None
+        return pid, os.waitstatus_to_exitcode(status) if pid else None
 
     def _wait(self) -> None:
-        returncode = None
+        # Without reaping it: that is the loop's.
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
         try:
-            _, status = os.waitpid(self._pid, 0)
-            returncode = os.waitstatus_to_exitcode(status)
-        except ChildProcessError:
-            pass
-        try:
-            self._loop.call_soon_threadsafe(self._callback, returncode)
+            self._loop.call_soon_threadsafe(self._waited)
         except RuntimeError:
+            self._reap(0)
             logger.warning("Loop %r that handles pid %r is closed", self._loop, self._pid)
+
+    def _waited(self) -> None:
+        self._callback(self._reap(0)[1])
 
 
 def _lost(pid: int) -> int:
@@ -146,7 +156,7 @@ class SubprocessMixin(asyncio.SelectorEventLoop):
             returncode = transport._proc.returncode
         if returncode is None:
             returncode = _lost(transport.get_pid())
-        self.call_soon(transport._process_exited, returncode)
+        transport._process_exited(returncode)
 
 
 if sys.version_info < (3, 12):

@@ -230,3 +230,63 @@ def test_the_limit_of_descriptors_gives_oserror(run_child):
         """
     )
     assert done.stdout == f"{errno.EMFILE}\n", done.stderr
+
+
+@pytest.mark.parametrize("descriptors", [True, False])
+def test_no_signal_is_sent_to_a_number_that_was_reaped(run, monkeypatch, descriptors):
+    """https://github.com/python/cpython/issues/127049"""
+    reaped, stale = set(), []
+    waitpid, kill = os.waitpid, os.kill
+
+    def watched_waitpid(pid, options):
+        found = waitpid(pid, options)
+        if found[0]:
+            reaped.add(found[0])
+        return found
+
+    def watched_kill(pid, signum):
+        if pid in reaped:
+            stale.append(pid)
+        else:
+            kill(pid, signum)
+
+    async def main():
+        if not descriptors:
+            monkeypatch.setattr(os, "pidfd_open", out_of_descriptors)
+        for _ in range(5):
+            child = await asyncio.create_subprocess_exec("sleep", "1000")
+            while child.returncode is None:
+                child.kill()
+                await asyncio.sleep(0)
+            assert await child.wait() == -signal.SIGKILL
+
+    def out_of_descriptors(pid, flags=0):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "waitpid", watched_waitpid)
+    monkeypatch.setattr(os, "kill", watched_kill)
+    run(main())
+    assert not stale
+
+
+def test_an_unexpected_error_of_waitpid_frees_the_pidfd(run, monkeypatch, exceptions):
+    async def main():
+        child = await asyncio.create_subprocess_exec("cat", stdin=subprocess.PIPE)
+        waitpid = os.waitpid
+        called = asyncio.Event()
+
+        def failing(pid, options):
+            called.set()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(os, "waitpid", failing)
+        child.stdin.close()
+        await asyncio.wait_for(called.wait(), 5)
+        monkeypatch.setattr(os, "waitpid", waitpid)
+        assert not [fd for fd in os.listdir("/proc/self/fd") if "pidfd" in fd_target(fd)]
+        waitpid(child.pid, 0)
+        child._transport._process_exited(0)
+        await child.wait()
+
+    run(main())
+    assert [context["exception"].errno for context in exceptions] == [errno.EIO]

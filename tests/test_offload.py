@@ -10,11 +10,12 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
 from conftest import make_loop
-from peers import Recorder, put_away, read_exactly, turns, until
+from peers import Echo, Recorder, put_away, read_exactly, send_all, turns, until
 
 import netpoll_loop
 
@@ -218,3 +219,41 @@ def test_a_process_that_ends_right_after_its_run_has_sent_everything():
         timeout=30,
     )
     assert done.stdout == "all of it\n", done.stderr
+
+
+def test_a_thread_that_computes_starves_neither_the_loop_nor_itself(run, loop, socket_pair):
+    ended = threading.Event()
+    turns_of_thread = [0]
+
+    def compute():
+        while not ended.is_set():
+            sum(i * i for i in range(1000))
+            turns_of_thread[0] += 1
+
+    async def main():
+        pairs = []
+        for _ in range(4):
+            sock, peer = socket_pair()
+            transport, _ = await loop.create_connection(Echo, sock=sock)
+            pairs.append((transport, peer))
+        woken = []
+        loop.call_later(0.05, woken.append, "timer")
+        threading.Timer(0.05, loop.call_soon_threadsafe, (woken.append, "thread")).start()
+        for i in range(100):
+            for _, peer in pairs:
+                await send_all(peer, b"%03d" % i)
+            for _, peer in pairs:
+                assert bytes(await read_exactly(peer, 3)) == b"%03d" % i
+        await until(lambda: sorted(woken) == ["thread", "timer"])
+        assert turns_of_thread[0] > 0
+        for transport, _ in pairs:
+            put_away(transport)
+        await turns()
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    try:
+        run(main())
+    finally:
+        ended.set()
+        thread.join()

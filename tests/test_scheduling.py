@@ -292,6 +292,33 @@ def test_cancelling_a_timer_from_another_thread_is_safe(loop):
     assert seen == []
 
 
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="new in Python 3.14")
+@pytest.mark.parametrize("how", ["cancel", "cancelled"])
+def test_other_threads_wait_for_a_running_threadsafe_callback(loop, how):
+    started, seen = threading.Event(), []
+
+    def callback():
+        started.set()
+        # Long enough for the thread to get into the call.
+        time.sleep(0.2)
+        assert handles[0].cancelled() is False  # its own thread doesn't wait
+        seen.append("ended")
+
+    def in_thread():
+        handles.append(loop.call_soon_threadsafe(callback))
+        started.wait(5)
+        getattr(handles[0], how)()
+        seen.append("returned")
+        loop.call_soon_threadsafe(loop.stop)
+
+    handles = []
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    loop.run_forever()
+    thread.join(5)
+    assert seen == ["ended", "returned"]
+
+
 def test_timer_handles_compare_by_time_and_hash_by_time(loop, stock_loop):
     def answers(loop):
         a = loop.call_at(1e9, nothing, 1)

@@ -322,10 +322,10 @@ static void refused(struct connection *c, int error, int64_t now)
 static void open_connection(struct connection *c, int64_t now)
 {
     int family = run.address.any.sa_family, one = 1;
-    c->fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    c->fd = socket(family, (option.datagrams ? SOCK_DGRAM : SOCK_STREAM) | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (c->fd < 0)
         die(EXIT_ERRORS, "socket: %s", strerror(errno));
-    if (family != AF_UNIX)
+    if (family != AF_UNIX && !option.datagrams)
         setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     run.opening++;
     c->state = CONNECTING;
@@ -484,7 +484,7 @@ static void resolve(void)
         run.address_bytes = sizeof address;
         return;
     }
-    struct addrinfo *found, hints = {.ai_socktype = SOCK_STREAM};
+    struct addrinfo *found, hints = {.ai_socktype = option.datagrams ? SOCK_DGRAM : SOCK_STREAM};
     int error = getaddrinfo(option.host, option.port, &hints, &found);
     if (error)
         die(EXIT_USAGE, "%s port %s: %s", option.host, option.port, gai_strerror(error));

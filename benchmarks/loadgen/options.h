@@ -20,17 +20,17 @@ static struct {
     unsigned connections;
     size_t size;
     double seconds, warmup, hold, timeout;
-    bool json;
+    bool json, datagrams;
 } option = {.host = "127.0.0.1", .path = "/", .connections = 1, .size = 1024, .seconds = 2, .hold = 60};
 
 __attribute__((noreturn)) static void usage(const char *wrong)
 {
     if (wrong)
         fprintf(stderr, "loadgen: %s\n", wrong);
-    fputs("usage: loadgen echo|http|idle (--port P [--host H] | --unix PATH) [options]\n"
+    fputs("usage: loadgen echo|udp|http|idle (--port P [--host H] | --unix PATH) [options]\n"
           "  --connections N  1 to 10000 (1)\n"
-          "  --size BYTES     of a message, echo and idle (1024; idle 65536)\n"
-          "  --seconds S      how long to measure, echo and http (2)\n"
+          "  --size BYTES     of a message, not http (1024; idle 65536)\n"
+          "  --seconds S      how long to measure, not idle (2)\n"
           "  --warmup S       load before that (0)\n"
           "  --path P         what http asks for (/)\n"
           "  --expect TEXT    what the body of every http response has to be\n"
@@ -86,12 +86,14 @@ static void parse_options(int argc, char **argv)
     const char *mode = optind == argc - 1 ? argv[optind] : "";
     if (strcmp(mode, "echo") == 0)
         option.mode = ECHO;
+    else if (strcmp(mode, "udp") == 0)
+        option.mode = ECHO, option.datagrams = true;
     else if (strcmp(mode, "http") == 0)
         option.mode = HTTP;
     else if (strcmp(mode, "idle") == 0)
         option.mode = IDLE;
     else
-        usage("say what to do: echo, http or idle");
+        usage("say what to do: echo, udp, http or idle");
     if (!option.port == !option.unix_path)
         usage("say where: --port or --unix");
     if (option.mode == IDLE && !size_given)

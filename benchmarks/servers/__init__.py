@@ -22,10 +22,10 @@ BACKLOG = 1024
 class Kind:
     """One kind of server, and how it is loaded."""
 
-    load: Literal["echo", "http"]
+    load: Literal["echo", "udp", "http", "https"]
     module: str
     function: str
-    expect: str | None = None  #: the body of every response, http only
+    expect: str | None = None  #: the body of every response, http and https only
 
     def serve(self) -> Serve:
         """Import the server."""
@@ -37,6 +37,9 @@ KINDS = {
     "echo-buffered": Kind("echo", "benchmarks.servers.echo", "buffered"),
     "echo-streams": Kind("echo", "benchmarks.servers.echo", "streams"),
     "echo-sock": Kind("echo", "benchmarks.servers.echo", "sock"),
+    "echo-udp": Kind("udp", "benchmarks.servers.echo", "datagrams"),
     "aiohttp-hello": Kind("http", "benchmarks.servers.web", "hello", "hello"),
+    "aiohttp-tls": Kind("https", "benchmarks.servers.web", "hello_tls", "hello"),
+    "uvicorn-hello": Kind("http", "benchmarks.servers.asgi", "hello", "hello"),
     "aiohttp-example": Kind("http", "benchmarks.servers.web", "example", "Hello, world\n"),
 }

@@ -115,3 +115,24 @@ async def sock(host: str, port: int) -> AsyncIterator[int]:
         finally:
             accepting.cancel()
             await asyncio.wait([accepting])
+
+
+class _DatagramEcho(asyncio.DatagramProtocol):
+    transport: asyncio.DatagramTransport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        self.transport.sendto(data, addr)
+
+
+@asynccontextmanager
+async def datagrams(host: str, port: int) -> AsyncIterator[int]:
+    """``asyncio.DatagramProtocol``."""
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(_DatagramEcho, local_addr=(host, port))
+    try:
+        yield transport.get_extra_info("sockname")[1]
+    finally:
+        transport.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import importlib.util
 import warnings
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ class LoopKind:
 
     package: str
     set_up: Callable[[str, dict[str, Any]], Factory | None]
+    #: The package of the loop's class, where that is another one.
+    class_package: str | None = None
 
     def version(self) -> str | None:
         """The package's version; None for the standard library."""
@@ -59,13 +62,40 @@ def _factory(package: str, options: dict[str, Any]) -> Factory | None:
     return lambda: module.new_event_loop(**options)
 
 
+def _class(package: str, options: dict[str, Any]) -> Factory | None:
+    """By calling ``package.Loop``."""
+    return lambda: importlib.import_module(package).Loop(**options)
+
+
+def _fastnet_over(base: str | None) -> Callable[[str, dict[str, Any]], Factory | None]:
+    """aiofastnet replaces the network methods of another loop."""
+
+    def set_up(package: str, options: dict[str, Any]) -> Factory | None:
+        factory: Factory = importlib.import_module("aiofastnet").loop_factory(
+            importlib.import_module(base).new_event_loop if base else None
+        )
+        return factory
+
+    return set_up
+
+
 LOOPS = {
     "asyncio": LoopKind("asyncio", _stock),
     "uvloop": LoopKind("uvloop", _factory),
     "netpoll_loop": LoopKind("netpoll_loop", _policy),
     "rloop": LoopKind("rloop", _factory),
     "zuvloop": LoopKind("zuvloop", _factory),
+    "rsloop": LoopKind("rsloop", _factory),
+    "blazio": LoopKind("blazio", _factory),
+    "talyn": LoopKind("talyn", _class),
+    "aiofastnet+asyncio": LoopKind("aiofastnet", _fastnet_over(None), "asyncio"),
+    "aiofastnet+uvloop": LoopKind("aiofastnet", _fastnet_over("uvloop"), "uvloop"),
 }
+
+
+def installed(name: str) -> bool:
+    """Whether that loop can be imported here."""
+    return importlib.util.find_spec(LOOPS[name].package) is not None
 
 
 def run(name: str, main: Coroutine[Any, Any, T], **options: Any) -> T:
@@ -77,7 +107,7 @@ def run(name: str, main: Coroutine[Any, Any, T], **options: Any) -> T:
     try:
         with asyncio.Runner(loop_factory=kind.set_up(kind.package, options)) as runner:
             loop = type(runner.get_loop())
-            if loop.__module__.partition(".")[0] != kind.package:
+            if loop.__module__.partition(".")[0] != (kind.class_package or kind.package):
                 raise RuntimeError(f"{name} was asked for, {loop.__module__}.{loop.__qualname__} is running")
             return runner.run(main)
     finally:

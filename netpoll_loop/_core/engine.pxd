@@ -88,6 +88,7 @@ cdef extern from "netpoll.h" nogil:
     int np_queue(np_engine *e, np_desc *d, const void *buf, size_t size, void *cookie)
     int np_tell(np_engine *e, np_desc *d)
     int np_hand_over(np_engine *e, np_desc *d)
+    void np_contended(np_engine *e, int contended)
     void np_switch_always(np_engine *e)
     void np_settle(np_engine *e)
     ssize_t np_flush(np_engine *e, np_desc *d)

@@ -17,7 +17,12 @@ cdef class Handle(Runnable):
 
 
 cdef class ThreadSafeHandle(Handle):
-    pass
+    # The thread that runs the callback; 0: none.
+    cdef unsigned long runner
+    # An event, once somebody waits for the end of the callback.
+    cdef object ended
+
+    cdef int wait(self) except -1
 
 
 cdef class TimerHandle(Handle):

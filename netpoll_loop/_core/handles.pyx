@@ -11,6 +11,7 @@ from cpython.object cimport PyObject
 
 import inspect
 import sys
+import threading
 from asyncio import events as _events
 from asyncio import format_helpers as _format_helpers
 
@@ -20,11 +21,14 @@ cdef extern from "Python.h":
     void Py_DECREF(PyObject *o)
     void PyErr_Fetch(PyObject **, PyObject **, PyObject **)
     void PyErr_Restore(PyObject *, PyObject *, PyObject *)
+    unsigned long PyThread_get_thread_ident()
 
 cdef object _stdlib_handle = _events.Handle
 cdef object _stdlib_timer_handle = _events.TimerHandle
 # Since 3.14 call_soon_threadsafe has a class of its own.
 cdef object _stdlib_threadsafe_handle = getattr(_events, "_ThreadSafeHandle", _events.Handle)
+cdef bint _threadsafe_handles_block = hasattr(_events, "_ThreadSafeHandle")
+cdef object _Event = threading.Event
 cdef object _extract_stack = _format_helpers.extract_stack
 cdef object _getframe = sys._getframe
 cdef object _format_source = _format_helpers._format_callback_source
@@ -143,11 +147,44 @@ cdef class Handle(Runnable):
 
 
 cdef class ThreadSafeHandle(Handle):
-    """What call_soon_threadsafe returns; it may be cancelled from any thread."""
+    """What call_soon_threadsafe returns; it may be cancelled from any thread.
+
+    As in asyncio from 3.14 on, other threads wait in cancel() and cancelled() while the callback runs: afterwards they
+    know whether it has run.
+    """
 
     @property
     def __class__(self):
         return _stdlib_threadsafe_handle
+
+    cdef int run(self) except -1:
+        if self._cancelled:
+            return 0
+        self.runner = PyThread_get_thread_ident()
+        try:
+            return Handle.run(self)
+        finally:
+            self.runner = 0
+            if self.ended is not None:
+                self.ended.set()
+
+    cdef int wait(self) except -1:
+        if self.runner and self.runner != PyThread_get_thread_ident() and _threadsafe_handles_block:
+            if self.ended is None:
+                self.ended = _Event()
+            if self.runner:
+                self.ended.wait()
+        return 0
+
+    def cancel(self):
+        """Cancels the callback; waits if it is running in another thread."""
+        self.wait()
+        Handle.cancel(self)
+
+    def cancelled(self):
+        """Whether cancel() was called; waits if the callback is running in another thread."""
+        self.wait()
+        return bool(self._cancelled)
 
 
 cdef class TimerHandle(Handle):

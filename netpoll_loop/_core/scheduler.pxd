@@ -10,6 +10,10 @@ from netpoll_loop._core.timers cimport TimerHeap
 cdef enum:
     EVENTS_MAX = 256
     SCRATCH_SIZE = 256 * 1024
+    # Nanoseconds: a wait for the GIL after which another thread is taken to compute;
+    # how long the worker then goes on polling with the GIL held before it parks.
+    GIL_SLOW = 1000 * 1000
+    GIL_LINGER = 300 * 1000
 
 
 cdef class Scheduler:
@@ -44,6 +48,8 @@ cdef class Scheduler:
     cdef list rearm
     # Where streams receive into before the bytes object of the right size is made.
     cdef char *scratch
+    # The last park ended with a long wait for the GIL.
+    cdef bint contended
     cdef bint thread_wanted
     # Forks between their hooks: no thread may be started.  More than one, where the
     # last hook of a fork comes as a callback (forking.py) and the next fork is faster.
@@ -59,6 +65,7 @@ cdef class Scheduler:
     cdef int turn(self) except -1
     cdef int poll(self) except -1
     cdef int park(self, int64_t deadline) except -1
+    cdef bint linger(self, int64_t deadline) except -1
     cdef int wait_without_engine(self, int64_t deadline) except -1
     cdef int dispatch(self, int count) except -1
     cdef int run_ready(self) except -1

@@ -16,7 +16,7 @@ from libc.math cimport ceil
 
 from netpoll_loop._core.engine cimport (
     NP_AUTO, NP_DEDICATED, NP_INLINE, NP_POLLER_NETPOLLER, NP_POLLER_WORKER, NP_R,
-    np_backend_fd, np_close, np_current, np_done,
+    np_backend_fd, np_close, np_contended, np_current, np_done,
     np_engine_free, np_engine_new, np_fork_child, np_get_stats, np_open, np_park,
     np_park_cancel, np_park_prepare, np_poll, np_rearm, np_set_running, np_settle, np_stats, np_switch_always,
     np_thread_start, np_thread_stop, np_wake,
@@ -59,6 +59,12 @@ cdef inline double monotonic() noexcept nogil:
     cdef timespec ts
     clock_gettime(CLOCK_MONOTONIC, &ts)
     return <double>ts.tv_sec + <double>ts.tv_nsec * 1e-9
+
+
+cdef inline int64_t nanoseconds() noexcept nogil:
+    cdef timespec ts
+    clock_gettime(CLOCK_MONOTONIC, &ts)
+    return <int64_t>ts.tv_sec * 1000000000 + ts.tv_nsec
 
 
 cdef class Scheduler:
@@ -290,12 +296,32 @@ cdef class Scheduler:
                     descriptor.on_ready(NP_R)
         if self.head == self.tail and not self._stopping:
             deadline = self.deadline()
-            if deadline != 0:
+            if deadline != 0 and not (self.contended and self.linger(deadline)):
                 self.park(deadline)
         return 0
 
+    cdef bint linger(self, int64_t deadline) except -1:
+        """Polls for a while without releasing the GIL; whether something came.
+
+        Another thread computes: to give it the GIL at every pause in the traffic would cost the switch interval (5 ms)
+        each time. It gets its share all the same, for it may ask for the GIL while callbacks run.
+        """
+        cdef int count
+        cdef int64_t end = nanoseconds() + GIL_LINGER
+        if 0 < deadline < end:
+            end = deadline
+        while True:
+            count = np_poll(self.engine, self.events, EVENTS_MAX)
+            if count:
+                self.dispatch(count)
+            if self.head != self.tail or self._stopping:
+                return True
+            if nanoseconds() >= end:
+                return False
+
     cdef int park(self, int64_t deadline) except -1:
         cdef int count
+        cdef int64_t awake
         if self.forked:
             return self.wait_without_engine(deadline)
         np_park_prepare(self.engine)
@@ -304,6 +330,10 @@ cdef class Scheduler:
             return 0
         with nogil:
             count = np_park(self.engine, self.events, EVENTS_MAX, deadline)
+            awake = nanoseconds()
+        if self.contended != (nanoseconds() - awake >= GIL_SLOW):
+            self.contended = not self.contended
+            np_contended(self.engine, self.contended)
         # What was received is queued before a signal handler may raise.
         if count:
             self.dispatch(count)

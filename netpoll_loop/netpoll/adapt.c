@@ -15,7 +15,9 @@ static void new_window(struct np_engine *e, int64_t now) {
 }
 
 static void end(struct np_engine *e, int64_t now) {
-    e->window.begun = np_offload(e, 0);
+    if (e->window.begun) {
+        e->window.begun = np_offload(e, 0);
+    }
     e->window.agreed = 0;
     new_window(e, now);
 }
@@ -23,7 +25,9 @@ static void end(struct np_engine *e, int64_t now) {
 static void decide(struct np_engine *e) {
     int64_t now = np_now(), elapsed = now - e->window.since, busy = elapsed - e->window.waited;
     int64_t each = busy / e->window.writes;
-    if (e->window.begun) {
+    if (e->window.contended) {
+        end(e, now);
+    } else if (e->window.begun) {
         if (busy * 100 < elapsed * NP_BUSY_ENOUGH || each < NP_WORK_ENOUGH) {
             end(e, now);
         }
@@ -51,6 +55,15 @@ void np_waited(struct np_engine *e, int64_t from, int64_t to) {
     e->window.waited += to - from;
     if (e->window.begun && to - from >= NP_QUIET) {
         end(e, to);
+    }
+}
+
+void np_contended(np_engine *e, int contended) {
+    if (e && e->mode == NP_AUTO && e->window.contended != contended) {
+        e->window.contended = contended;
+        if (e->window.begun || !contended) {
+            end(e, np_now());
+        }
     }
 }
 

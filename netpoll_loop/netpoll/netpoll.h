@@ -190,6 +190,11 @@ int np_tell(np_engine *e, np_desc *d);
  * (adapt.c); the other modes never hand over by this. */
 int np_hand_over(np_engine *e, np_desc *d);
 
+/* Another thread computes, and the worker has to wait for the GIL again and
+ * again (1), or no longer (0): how busy it looks says nothing then, and CPUs
+ * are scarce, so that nothing is handed over. */
+void np_contended(np_engine *e, int contended);
+
 /* For tests: changes its mind with each np_poll. */
 void np_switch_always(np_engine *e);
 

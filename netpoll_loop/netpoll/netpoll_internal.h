@@ -306,6 +306,7 @@ struct np_engine {
         int writes;
         int agreed; /* windows in a row */
         int begun;  /* offload is on, and that was decided here */
+        int contended; /* np_contended */
     } window;      /* worker only: adapt.c */
     int switching; /* worker only: np_switch_always */
     struct np_write *done_mine; /* worker only: taken from done_head */

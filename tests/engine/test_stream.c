@@ -709,6 +709,10 @@ TEST(auto_hands_over_while_the_worker_is_busy_and_does_much_between_two_writes, 
             EQ(np_hand_over(e, d), 0);
         }
         EQ(handed_over(e, d, 200, 50 * 1000, 1), 0); /* mostly waiting */
+        np_contended(e, 1);
+        EQ(handed_over(e, d, 300, 30 * 1000, 0), 0);
+        np_contended(e, 0);
+        CHECK((handed_over(e, d, 1000, 30 * 1000, 0) > 0) == can);
         np_close(e, d);
         EQ(np_hand_over(e, NULL), 0);
         close(fds[0]);
@@ -716,4 +720,5 @@ TEST(auto_hands_over_while_the_worker_is_busy_and_does_much_between_two_writes, 
         engine_end(e);
     }
     EQ(np_hand_over(NULL, NULL), 0);
+    np_contended(NULL, 1);
 }

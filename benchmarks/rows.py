@@ -1,0 +1,101 @@
+"""The rows of the table: what is measured, how it is called, and what it has to reach.
+
+A target is a ratio within the same run: of netpoll_loop's rate to uvloop's, and to that of the best other loop.
+None: only reported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmarks.micro import WORKLOADS
+from benchmarks.servers import KINDS
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    group: str
+    title: str
+    #: A workload of `benchmarks.micro`, or a kind of `benchmarks.servers`.
+    what: str
+    to_uvloop: float | None = None
+    to_best: float | None = None
+    connections: int = 0  #: 0: a workload
+    size: int = 1024  #: bytes of a message
+    unit: str = "/s"
+
+    @property
+    def is_server(self) -> bool:
+        return self.connections > 0
+
+
+def _echo(name: str, title: str, way: str, connections: int, size: int, uvloop: float, best: float | None) -> Row:
+    return Row(name, "echo", title, f"echo-{way}", uvloop, best, connections, size)
+
+
+ROWS = [
+    Row("call-soon", "sched", "call_soon, burst", "call-soon", 2.6, 1.05),
+    Row("call-soon-chain", "sched", "call_soon, chain", "call-soon-chain", 5.0),
+    Row("call-soon-args", "sched", "call_soon with two arguments", "call-soon-args", 3.0),
+    Row("call-soon-threadsafe", "sched", "call_soon_threadsafe, burst", "call-soon-threadsafe", 3.2),
+    Row("call-later-cancel", "sched", "call_later and cancel", "call-later-cancel", 4.5, 1.05),
+    Row("timers", "sched", "100 000 timers fire", "timers", 1.7, 1.05),
+    Row("sleep-0", "sched", "await sleep(0)", "sleep-0", 3.0, 1.05),
+    Row("gather", "sched", "gather of 1000 tasks", "gather", 1.25, 1.05),
+    Row("getaddrinfo", "misc", "getaddrinfo of a literal", "getaddrinfo", 2.3),
+    Row("run-in-executor", "misc", "run_in_executor", "run-in-executor", 1.2, 1.05),
+    Row("run-coroutine-threadsafe", "misc", "run_coroutine_threadsafe", "run-coroutine-threadsafe", 1.2, 1.05),
+    Row("subprocess", "misc", "create_subprocess_exec and wait", "subprocess", 4.7, 1.05),
+    Row("connect-abort", "misc", "connect and abort, loopback", "connect-abort", 1.1, 1.1),
+    Row("udp", "udp", "UDP echo, 1 KiB, 10 sockets", "echo-udp", 1.15, 1.05, 10),
+    _echo("protocol", "protocol, 1 KiB, 10 connections", "protocol", 10, 1024, 1.15, 1.02),
+    _echo("buffered", "BufferedProtocol, 1 KiB, 10 connections", "buffered", 10, 1024, 1.15, 1.03),
+    _echo("streams", "streams, 1 KiB, 10 connections", "streams", 10, 1024, 1.25, 1.05),
+    _echo("sock", "sock_*, 1 KiB, 10 connections", "sock", 10, 1024, 2.0, 1.1),
+    _echo("protocol-1", "protocol, 1 KiB, 1 connection", "protocol", 1, 1024, 1.0, None),
+    _echo("protocol-5000", "protocol, 1 KiB, 5000 connections", "protocol", 5000, 1024, 1.1, 1.05),
+    *(
+        _echo(f"{way}-{kib}k", f"{label}, {kib} KiB, 10 connections", way, 10, kib * 1024, 1.1, 1.0)
+        for kib in (10, 100)
+        for way, label in (("protocol", "protocol"), ("streams", "streams"), ("sock", "sock_*"))
+    ),
+    Row("bulk", "echo", "one way, 64 KiB writes, 1 connection", "bulk", 1.1, 1.0, unit=" pieces/s"),
+    Row("aiohttp", "http", "aiohttp hello, 32 connections", "aiohttp-hello", 1.1, 1.02, 32),
+    Row("aiohttp-128", "http", "aiohttp hello, 128 connections", "aiohttp-hello", None, None, 128),
+    Row("aiohttp-8", "http", "aiohttp hello, 8 connections", "aiohttp-hello", None, None, 8),
+    Row("aiohttp-tls", "http", "aiohttp hello over TLS, 32 connections", "aiohttp-tls", 1.0, None, 32),
+    Row("uvicorn", "http", "uvicorn hello, 32 connections", "uvicorn-hello", 1.05, 1.0, 32),
+    Row("fair", "fair", "echo beside a call_soon chain", "chain-beside-echo"),
+]
+
+GROUPS = list(dict.fromkeys(row.group for row in ROWS))
+
+QUICK = "call-soon,call-later-cancel,sleep-0,protocol,streams,sock,aiohttp"
+
+
+def parse(text: str) -> list[Row]:
+    """A comma-separated list of names, groups, and KIND:CONNECTIONS[:BYTES]. Raises ValueError for anything else."""
+    found: list[Row] = []
+    for part in text.split(","):
+        kind, *numbers = part.strip().split(":")
+        if numbers:
+            if kind not in KINDS or len(numbers) > 2 or not all(number.isdigit() for number in numbers):
+                raise ValueError(f"{part!r} isn't KIND:CONNECTIONS[:BYTES] with a kind of {', '.join(KINDS)}")
+            connections, size = int(numbers[0]), int(numbers[1]) if numbers[1:] else 1024
+            if not (connections and size):
+                raise ValueError(f"{part!r}: numbers begin at 1")
+            found.append(Row(part, "asked for", part, kind, connections=connections, size=size))
+            continue
+        rows = [row for row in ROWS if kind in (row.name, row.group)]
+        if not rows:
+            raise ValueError(
+                f"unknown row {kind!r}; groups are {', '.join(GROUPS)}; rows are {', '.join(r.name for r in ROWS)}"
+            )
+        found += rows
+    return list(dict.fromkeys(found))
+
+
+assert all(row.what in (KINDS if row.is_server else WORKLOADS) for row in ROWS)

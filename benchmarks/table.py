@@ -1,0 +1,140 @@
+"""The results of `python -m benchmarks` as text, and as Markdown between the markers of docs/performance.md."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report, verdict
+
+OURS = "netpoll_loop"
+CLIENT_BOUND = 0.95  # the share of a core from which on the load generator itself is what is measured
+
+BEGIN = "<!-- benchmarks: begin -->"
+END = "<!-- benchmarks: end -->"
+
+
+def numbered(pairs: dict[str, Any]) -> dict[Any, Any]:
+    """For json.loads: rounds are numbers again."""
+    return {int(key) if key.isdigit() else key: value for key, value in pairs.items()}
+
+
+def rates(row: dict[str, Any]) -> dict[str, dict[int, float]]:
+    """By loop and round."""
+    return {name: {number: one["rate"] for number, one in found.items()} for name, found in row["measured"].items()}
+
+
+def _median(found: dict[int, dict[str, Any]], what: str) -> float | None:
+    values = [one[what] for one in found.values() if what in one]
+    return statistics.median(values) if values else None
+
+
+def _cell(value: float | None, digits: int = 0) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def against(row: dict[str, Any]) -> list[tuple[str, float | None, verdict.Ratio]]:
+    """What ours is compared with: (name, target, ratio), uvloop first, then the best other loop."""
+    all_rates = rates(row)
+    best = verdict.best_peer(all_rates, OURS)
+    found = []
+    for name, target in (("uvloop", row["to_uvloop"]), (best, row["to_best"])):
+        if name is None or name not in all_rates:
+            continue
+        ratio = verdict.ratio(verdict.paired(all_rates.get(OURS, {}), all_rates[name]))
+        if ratio is not None:
+            found.append((name, target, ratio))
+    return found
+
+
+def row_text(row: dict[str, Any]) -> str:
+    """One row: a line for each loop, then the ratios and what they had to be."""
+    lines = [
+        ["", row["unit"].strip() if row["unit"] != "/s" else "per second", "CPU us each", "p50 us", "p99", "p99.9"]
+    ]
+    bound = False
+    for name, found in row["measured"].items():
+        if not found:
+            lines.append([name, "can't" if row["failures"].get(name) else "-"])
+            continue
+        limited = any(one.get("client_bound") for one in found.values())
+        bound |= limited
+        rate = report.thousands(_median(found, "rate") or 0) + ("*" if limited else " ")
+        cells = [_cell(_median(found, "cpu_us"), 2)]
+        lines.append([name, rate, *cells, *(_cell(_median(found, what)) for what in ("p50_us", "p99_us", "p999_us"))])
+    text = f"{row['title']}\n{report.table(lines)}"
+    for name, target, ratio in against(row):
+        wanted = "" if target is None else f", wanted {target:.2f}: {ratio.verdict(target)}"
+        text += f"\n  to {name}: {ratio}{wanted}"
+    if bound:
+        text += "\n  * the load generator used up its core: compare the CPU of each request"
+    for name, reasons in row["failures"].items():
+        text += f"\n  {name} failed {len(reasons)} times: {reasons[-1].splitlines()[-1][:150]}"
+    return text
+
+
+def headline(results: dict[str, Any]) -> str:
+    """What the numbers come from."""
+    about = results["about"]
+    machine = ", ".join(f"{name} {value}" for name, value in about["machine"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    return (
+        f"{about['date']}, commit {about['commit']}; {machine}\n{versions}\n"
+        f"{about['rounds']} rounds of {about['seconds']:g} s, interleaved; medians, with a 95 % bootstrap interval"
+    )
+
+
+def summary(results: dict[str, Any]) -> str:
+    """How many targets were met."""
+    verdicts = [
+        (row["name"], name, ratio.verdict(target), ratio)
+        for row in results["rows"]
+        for name, target, ratio in against(row)
+        if target is not None
+    ]
+    missed = [f"{row} to {name} {ratio}" for row, name, word, ratio in verdicts if word == "MISSED"]
+    text = f"{len(verdicts) - len(missed)} of {len(verdicts)} targets reached"
+    return text + (f"; missed: {', '.join(missed)}" if missed else "")
+
+
+def text(results: dict[str, Any]) -> str:
+    """Everything."""
+    return "\n\n".join([headline(results), *map(row_text, results["rows"]), summary(results)])
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The table of all rows."""
+    about = results["about"]
+    names = list(results["rows"][0]["measured"]) if results["rows"] else []
+    machine = ", ".join(f"{name} {value}" for name, value in about["machine"].items())
+    lines = [
+        f"Measured on {about['date']} at commit `{about['commit']}`: {machine}; {about['rounds']} rounds of "
+        f"{about['seconds']:g} s. "
+        + ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+        + ".",
+        "",
+        "Operations or requests a second (median); ratios with their 95 % bootstrap interval.",
+        "",
+        "| row | " + " | ".join(names) + " | to uvloop | to the best other loop |",
+        "| --- |" + " ---: |" * (len(names) + 2),
+    ]
+    for row in results["rows"]:
+        cells = []
+        for name in names:
+            found = row["measured"].get(name)
+            cells.append(report.thousands(_median(found, "rate") or 0) if found else "-")
+        ratios = against(row)
+        to_uvloop = next((str(ratio) for name, _, ratio in ratios if name == "uvloop"), "-")
+        to_best = f"{ratios[-1][2]} ({ratios[-1][0]})" if ratios else "-"
+        lines.append(f"| {row['title']} | " + " | ".join(cells) + f" | {to_uvloop} | {to_best} |")
+    return "\n".join(lines)
+
+
+def write_report(results: dict[str, Any], file: Path) -> None:
+    """Replaces what is between the markers. Raises ValueError if they are missing."""
+    before, begin, rest = file.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{file} has no {BEGIN} ... {END}")
+    file.write_text(f"{before}{BEGIN}\n{markdown(results)}\n{END}{after}")
