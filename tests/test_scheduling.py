@@ -1108,7 +1108,8 @@ def test_create_task_takes_what_the_running_asyncio_takes(loop):
     if (3, 13) <= sys.version_info < (3, 13, 3):
         # Those of 3.13.3, see tests/test_parameters.py.
         ours.pop("kwargs", None)
-    assert [(p.name, p.kind) for p in ours.values()] == [(p.name, p.kind) for p in stock.values()]
+    # Nobody passes self by name: the method may be written in C.
+    assert [(p.name, p.kind) for p in ours.values()][1:] == [(p.name, p.kind) for p in stock.values()][1:]
 
 
 def test_tasks_start_in_the_order_in_which_they_were_created(run):

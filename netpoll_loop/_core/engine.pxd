@@ -99,3 +99,6 @@ cdef extern from "netpoll.h" nogil:
 
     int np_accept(np_engine *e, np_desc *d, sockaddr_storage *addr, socklen_t *len)
     int np_accepted(np_engine *e, np_desc *d, sockaddr_storage *addr, socklen_t *len)
+
+cdef extern from "np_ticks.h" nogil:
+    uint64_t np_ticks()

@@ -1,19 +1,44 @@
+from cpython.object cimport PyObject
+
+
 cdef class Runnable:
     cdef int run(self) except -1
     cdef int failed(self, object loop, object exc) except -1
 
 
+cdef class Home:
+    cdef public bint _debug
+    # In run_forever: what waits is kept alive by the loop.
+    cdef bint running
+
+    cdef int forget_timer(self, TimerHandle handle) except -1
+
+
+cdef class DebugInfo:
+    cdef object source_traceback
+    # The repr at the time of cancel().
+    cdef object text
+
+
 cdef class Handle(Runnable):
     cdef public object _callback
-    cdef public object _args
-    cdef public object _context
-    cdef public object _loop
-    cdef public object _source_traceback
-    cdef public object _repr
+    cdef object context
+    cdef readonly Home _loop
+    # One or two arguments, or the tuple of more of them; how many there are, -1: dropped.
+    cdef object first
+    cdef object second
+    cdef int count
     cdef public bint _cancelled
+    # The context is our copy, and the garbage collector doesn't know it.
+    cdef bint context_hidden
+    # In debug mode.
+    cdef DebugInfo debug
     cdef object __weakref__
 
+    cdef void show_context(self) noexcept
+    cdef object arguments(self)
     cdef void drop(self) noexcept
+    cdef int cancel_now(self) except -1
 
 
 cdef class ThreadSafeHandle(Handle):
@@ -26,15 +51,15 @@ cdef class ThreadSafeHandle(Handle):
 
 
 cdef class TimerHandle(Handle):
-    cdef public object _when
+    # As the user gave it; None: a float that nobody has asked for yet.
+    cdef object when_given
     cdef double when_seconds
     # Position in the timer heap, -1 when it isn't in it.
     cdef Py_ssize_t heap_index
 
 
-cdef Handle new_handle(object loop, object callback, object args, object context, bint debug)
-cdef Handle new_threadsafe_handle(object loop, object callback, object args, object context, bint debug)
-cdef TimerHandle new_timer(object loop, object when, double seconds, object callback, object args,
-                           object context, bint debug)
-cdef int enter_call(object context, object callback, object args) except -1
-cdef int enter_call_one(object context, object callback, object arg) except -1
+cdef Handle new_handle(Home loop, object callback, PyObject **args, Py_ssize_t count, object context)
+cdef Handle new_threadsafe_handle(Home loop, object callback, PyObject **args, Py_ssize_t count, object context)
+cdef TimerHandle new_timer(Home loop, object when, double seconds, object callback, PyObject **args,
+                           Py_ssize_t count, object context)
+cdef void settle(Handle handle) noexcept

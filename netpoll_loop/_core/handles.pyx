@@ -4,10 +4,22 @@
 Owns the callback, its arguments and its context until it has run or was
 cancelled.  Everything here is touched with the GIL held; only the thread that
 holds P runs a runnable.
+
+Handles and the garbage collector: a handle that waits in a running loop is
+alive, whatever refers to it, and so is all that it refers to.  The collector
+has nothing to find there, and its visits to thousands of waiting handles are
+what a burst of call_soon would mostly cost.  So a handle of a running loop is
+not tracked while it waits, nor is the copy of the context that was made for it;
+one that somebody has kept is tracked once it has run or was cancelled (settle),
+and all that still wait when the loop stops are tracked then
+(Scheduler.track_all).  The context is tracked as soon as anybody else can get
+at it; CPython relies on that it is when it is freed.
 """
 
+cimport cython
 from cpython.contextvars cimport PyContext_CopyCurrent, PyContext_Enter, PyContext_Exit
 from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF, Py_REFCNT
 
 import inspect
 import sys
@@ -17,11 +29,18 @@ from asyncio import format_helpers as _format_helpers
 
 cdef extern from "Python.h":
     PyObject *PyObject_Call(object callable, object args, PyObject *kwargs)
-    PyObject *PyObject_CallOneArg(object callable, object arg)
+    PyObject *PyObject_Vectorcall(object callable, PyObject **args, size_t count, PyObject *names)
+    size_t PY_VECTORCALL_ARGUMENTS_OFFSET
     void Py_DECREF(PyObject *o)
     void PyErr_Fetch(PyObject **, PyObject **, PyObject **)
     void PyErr_Restore(PyObject *, PyObject *, PyObject *)
     unsigned long PyThread_get_thread_ident()
+    void PyObject_GC_Track(PyObject *o)
+    void PyObject_GC_UnTrack(PyObject *o)
+    int PyObject_GC_IsTracked(PyObject *o)
+    object PyTuple_New(Py_ssize_t size)
+    void PyTuple_SET_ITEM(object tuple, Py_ssize_t i, PyObject *item)
+    object PyFloat_FromDouble(double value)
 
 cdef object _stdlib_handle = _events.Handle
 cdef object _stdlib_timer_handle = _events.TimerHandle
@@ -50,18 +69,6 @@ cdef int _leave(object context, PyObject *result) except -1:
     return -1
 
 
-cdef int enter_call(object context, object callback, object args) except -1:
-    """context.run(callback, *args), the result dropped."""
-    PyContext_Enter(context)
-    return _leave(context, PyObject_Call(callback, args, NULL))
-
-
-cdef int enter_call_one(object context, object callback, object arg) except -1:
-    """context.run(callback, arg), the result dropped."""
-    PyContext_Enter(context)
-    return _leave(context, PyObject_CallOneArg(callback, arg))
-
-
 def _format_callback(callback, args, bint debug):
     if _format_takes_debug:
         return _format_source(callback, args, debug=debug)
@@ -81,6 +88,19 @@ cdef class Runnable:
         return 0
 
 
+cdef class Home:
+    """What a handle needs of its loop."""
+
+    cdef int forget_timer(self, TimerHandle handle) except -1:
+        """A timer was cancelled."""
+        raise NotImplementedError
+
+
+cdef class DebugInfo:
+    """What only debug mode knows of a handle."""
+
+
+@cython.freelist(256)
 cdef class Handle(Runnable):
     """asyncio.Handle, with the run in C.
 
@@ -92,30 +112,75 @@ cdef class Handle(Runnable):
     def __class__(self):
         return _stdlib_handle
 
+    @property
+    def _args(self):
+        return self.arguments()
+
+    @property
+    def _source_traceback(self):
+        return None if self.debug is None else self.debug.source_traceback
+
     def _repr_info(self):
         return _stdlib_handle._repr_info(self)
 
     def __repr__(self):
-        if self._repr is not None:
-            return self._repr
+        if self.debug is not None and self.debug.text is not None:
+            return self.debug.text
         return "<{}>".format(" ".join(self._repr_info()))
+
+    @property
+    def _context(self):
+        self.show_context()
+        return self.context
 
     def get_context(self):
         """The contextvars.Context in which the callback runs."""
         return self._context
 
+    def __dealloc__(self):
+        self.show_context()
+
+    cdef void show_context(self) noexcept:
+        if self.context_hidden:
+            self.context_hidden = False
+            PyObject_GC_Track(<PyObject *>self.context)
+
+    cdef object arguments(self):
+        """The arguments as a tuple; None once they are dropped."""
+        cdef object args
+        if self.count > 2:
+            return self.first
+        if self.count < 0:
+            return None
+        args = PyTuple_New(self.count)
+        if self.count > 0:
+            Py_INCREF(self.first)
+            PyTuple_SET_ITEM(args, 0, <PyObject *>self.first)
+        if self.count > 1:
+            Py_INCREF(self.second)
+            PyTuple_SET_ITEM(args, 1, <PyObject *>self.second)
+        return args
+
     cdef void drop(self) noexcept:
         self._callback = None
-        self._args = None
+        self.first = None
+        self.second = None
+        self.count = -1
+
+    cdef int cancel_now(self) except -1:
+        if not self._cancelled:
+            self._cancelled = True
+            if self._loop._debug:
+                # Kept for the slow-callback log, as in asyncio.
+                if self.debug is None:
+                    self.debug = DebugInfo()
+                self.debug.text = repr(self)
+            self.drop()
+        return 0
 
     def cancel(self):
         """Cancels the callback; once it has run or was cancelled this does nothing."""
-        if not self._cancelled:
-            self._cancelled = True
-            if self._loop is not None and self._loop.get_debug():
-                # Kept for the slow-callback log, as in asyncio.
-                self._repr = repr(self)
-            self.drop()
+        self.cancel_now()
 
     def cancelled(self):
         """Whether cancel() was called."""
@@ -133,12 +198,30 @@ cdef class Handle(Runnable):
         self = None
 
     cdef int run(self) except -1:
-        if not self._cancelled:
-            enter_call(self._context, self._callback, self._args)
-        return 0
+        cdef PyObject *stack[3]
+        cdef PyObject *result
+        cdef object callback, context, first, second
+        if self._cancelled:
+            return 0
+        # Held: the callback may cancel its own handle, which drops them.
+        callback = self._callback
+        context = self.context
+        self.show_context()
+        first = self.first
+        PyContext_Enter(context)
+        if self.count > 2:
+            result = PyObject_Call(callback, first, NULL)
+        elif self.count == 0:
+            result = PyObject_Vectorcall(callback, stack + 1, PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
+        else:
+            second = self.second
+            stack[1] = <PyObject *>first
+            stack[2] = <PyObject *>second
+            result = PyObject_Vectorcall(callback, stack + 1, self.count | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
+        return _leave(context, result)
 
     cdef int failed(self, object loop, object exc) except -1:
-        text = _format_callback(self._callback, self._args, loop.get_debug())
+        text = _format_callback(self._callback, self.arguments(), loop.get_debug())
         context = {"message": f"Exception in callback {text}", "exception": exc, "handle": self}
         if self._source_traceback:
             context["source_traceback"] = self._source_traceback
@@ -146,6 +229,7 @@ cdef class Handle(Runnable):
         return 0
 
 
+@cython.freelist(64)
 cdef class ThreadSafeHandle(Handle):
     """What call_soon_threadsafe returns; it may be cancelled from any thread.
 
@@ -162,11 +246,12 @@ cdef class ThreadSafeHandle(Handle):
             return 0
         self.runner = PyThread_get_thread_ident()
         try:
-            return Handle.run(self)
+            Handle.run(self)
         finally:
             self.runner = 0
             if self.ended is not None:
                 self.ended.set()
+        return 0
 
     cdef int wait(self) except -1:
         if self.runner and self.runner != PyThread_get_thread_ident() and _threadsafe_handles_block:
@@ -187,12 +272,19 @@ cdef class ThreadSafeHandle(Handle):
         return bool(self._cancelled)
 
 
+@cython.freelist(256)
 cdef class TimerHandle(Handle):
     """asyncio.TimerHandle; ``when()`` is in seconds of ``loop.time()``."""
 
     @property
     def __class__(self):
         return _stdlib_timer_handle
+
+    @property
+    def _when(self):
+        if self.when_given is None:
+            self.when_given = PyFloat_FromDouble(self.when_seconds)
+        return self.when_given
 
     @property
     def _scheduled(self):
@@ -231,50 +323,77 @@ cdef class TimerHandle(Handle):
             return (
                 self._when == other._when
                 and self._callback == other._callback
-                and self._args == other._args
+                and self.arguments() == other._args
                 and bool(self._cancelled) == other._cancelled
             )
         return NotImplemented
 
     def cancel(self):
         """Cancels the callback and takes the timer out of the heap at once."""
-        if not self._cancelled and self._loop is not None:
-            self._loop._timer_handle_cancelled(self)
-        Handle.cancel(self)
+        if not self._cancelled:
+            self._loop.forget_timer(self)
+            self.cancel_now()
 
     def when(self):
         """The absolute time, in seconds, at which the callback is due."""
         return self._when
 
 
-cdef inline int fill(Handle handle, object loop, object callback, object args, object context,
-                     bint debug) except -1:
+cdef inline int fill(Handle handle, Home loop, object callback, PyObject **args, Py_ssize_t count,
+                     object context) except -1:
+    cdef Py_ssize_t i
     handle._loop = loop
     handle._callback = callback
-    handle._args = args
-    handle._context = PyContext_CopyCurrent() if context is None else context
-    if debug:
-        handle._source_traceback = _extract_stack(_getframe(0))
+    if context is not None:
+        handle.context = context
+    else:
+        handle.context = PyContext_CopyCurrent()
+        if loop.running:
+            PyObject_GC_UnTrack(<PyObject *>handle.context)
+            handle.context_hidden = True
+    handle.count = count
+    if count > 2:
+        handle.first = PyTuple_New(count)
+        for i in range(count):
+            Py_INCREF(<object>args[i])
+            PyTuple_SET_ITEM(handle.first, i, args[i])
+    elif count > 0:
+        handle.first = <object>args[0]
+        if count > 1:
+            handle.second = <object>args[1]
+    if loop._debug:
+        handle.debug = DebugInfo()
+        handle.debug.source_traceback = _extract_stack(_getframe(0))
+    if loop.running:
+        PyObject_GC_UnTrack(<PyObject *>handle)
     return 0
 
 
-cdef Handle new_handle(object loop, object callback, object args, object context, bint debug):
+cdef void settle(Handle handle) noexcept:
+    """It waits no more, or its loop has stopped: if anybody keeps it, the garbage collector has to know it."""
+    handle.show_context()
+    if not PyObject_GC_IsTracked(<PyObject *>handle):
+        PyObject_GC_Track(<PyObject *>handle)
+
+
+cdef Handle new_handle(Home loop, object callback, PyObject **args, Py_ssize_t count, object context):
     cdef Handle handle = Handle.__new__(Handle)
-    fill(handle, loop, callback, args, context, debug)
+    fill(handle, loop, callback, args, count, context)
     return handle
 
 
-cdef Handle new_threadsafe_handle(object loop, object callback, object args, object context, bint debug):
+cdef Handle new_threadsafe_handle(Home loop, object callback, PyObject **args, Py_ssize_t count, object context):
     cdef Handle handle = ThreadSafeHandle.__new__(ThreadSafeHandle)
-    fill(handle, loop, callback, args, context, debug)
+    fill(handle, loop, callback, args, count, context)
     return handle
 
 
-cdef TimerHandle new_timer(object loop, object when, double seconds, object callback, object args,
-                           object context, bint debug):
+cdef TimerHandle new_timer(Home loop, object when, double seconds, object callback, PyObject **args,
+                           Py_ssize_t count, object context):
+    """when: as the user gave it, None for a float of seconds."""
     cdef TimerHandle handle = TimerHandle.__new__(TimerHandle)
-    fill(handle, loop, callback, args, context, debug)
-    handle._when = when
+    fill(handle, loop, callback, args, count, context)
+    handle.when_given = when
     handle.when_seconds = seconds
     handle.heap_index = -1
     return handle

@@ -1,9 +1,9 @@
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from netpoll_loop._core.descriptor cimport Descriptor
 from netpoll_loop._core.engine cimport np_desc, np_engine, np_event, np_kind
-from netpoll_loop._core.handles cimport Handle
+from netpoll_loop._core.handles cimport Handle, Home, TimerHandle
 from netpoll_loop._core.timers cimport TimerHeap
 
 
@@ -14,9 +14,13 @@ cdef enum:
     # how long the worker then goes on polling with the GIL held before it parks.
     GIL_SLOW = 1000 * 1000
     GIL_LINGER = 300 * 1000
+    # Polls in a row that found nothing while callbacks were ready; nanoseconds between two
+    # polls from then on.
+    QUIET_TURNS = 64
+    POLL_INTERVAL = 50 * 1000
 
 
-cdef class Scheduler:
+cdef class Scheduler(Home):
     cdef dict __dict__
     cdef np_engine *engine
     cdef np_event *events
@@ -24,8 +28,8 @@ cdef class Scheduler:
     # What asyncio's base classes assign and read.
     cdef public bint _closed
     cdef public bint _stopping
-    cdef public bint _debug
     cdef public object _thread_id
+    cdef public object _task_factory
 
     # The ready queue: a ring, a power of two large.  The list owns what is in it, so
     # that the garbage collector sees it; empty places are None.
@@ -38,6 +42,16 @@ cdef class Scheduler:
     cdef bint own_clock
     # A subclass has its own call_at: call_later goes through it, as asyncio's does.
     cdef bint overrides_call_at
+
+    # Of a loop that only runs callbacks (turn): how many polls in a row were in vain, at most
+    # QUIET_TURNS; whoever does I/O sets it to 0.
+    cdef int quiet
+    # np_ticks of the last poll, and how many of them are POLL_INTERVAL.
+    cdef uint64_t polled_ticks
+    cdef uint64_t poll_ticks
+    # When the engine was opened: nanoseconds, np_ticks.
+    cdef int64_t opened_at
+    cdef uint64_t opened_ticks
 
     # fd -> Descriptor: all that is open in the engine; a weak reference to it
     # while nothing but its owner needs it (a paused transport).
@@ -63,6 +77,8 @@ cdef class Scheduler:
     cdef int ring_grow(self) except -1
     cdef object ring_pop(self)
     cdef int turn(self) except -1
+    cdef bint poll_is_due(self) noexcept
+    cdef void polled_in_vain(self) noexcept
     cdef int poll(self) except -1
     cdef int park(self, int64_t deadline) except -1
     cdef bint linger(self, int64_t deadline) except -1
@@ -75,7 +91,12 @@ cdef class Scheduler:
     cdef double now(self) except? -1.0
     cdef bint clock_is_own(self)
     cdef void reap(self) noexcept
-    cdef object add_timer(self, object when, object callback, object args, object context)
+    cdef object soon(self, object callback, PyObject **args, Py_ssize_t count, object context)
+    cdef object soon_threadsafe(self, object callback, PyObject **args, Py_ssize_t count, object context)
+    cdef object later(self, object delay, object callback, PyObject **args, Py_ssize_t count, object context)
+    cdef object add_timer(self, object when, double seconds, object callback, PyObject **args, Py_ssize_t count,
+                          object context)
+    cdef int track_all(self) except -1
     cdef np_desc *open_descriptor(self, Descriptor descriptor, int fd, np_kind kind) except NULL
     cdef object find_descriptor(self, object fd)
     cdef int hold(self, Descriptor descriptor) except -1

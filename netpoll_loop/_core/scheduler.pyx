@@ -10,8 +10,8 @@ the ready queue from any thread and wakes the worker if it sleeps.
 
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from cpython.object cimport PyObject, PyTypeObject
-from cpython.ref cimport Py_INCREF
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF, Py_REFCNT
 from libc.math cimport ceil
 
 from netpoll_loop._core.engine cimport (
@@ -19,26 +19,48 @@ from netpoll_loop._core.engine cimport (
     np_backend_fd, np_close, np_contended, np_current, np_done,
     np_engine_free, np_engine_new, np_fork_child, np_get_stats, np_open, np_park,
     np_park_cancel, np_park_prepare, np_poll, np_rearm, np_set_running, np_settle, np_stats, np_switch_always,
-    np_thread_start, np_thread_stop, np_wake,
+    np_thread_start, np_thread_stop, np_ticks, np_wake,
 )
-from netpoll_loop._core.handles cimport Runnable, TimerHandle, new_handle, new_threadsafe_handle, new_timer
+from netpoll_loop._core.handles cimport (
+    Handle, Home, Runnable, ThreadSafeHandle, TimerHandle, new_handle, new_threadsafe_handle, new_timer, settle,
+)
 
+import inspect
 import os
+import sys
 import time
 import warnings
 import weakref
 from asyncio import base_events as _base_events
+from asyncio import futures as _futures
+from asyncio import tasks as _tasks
 
 from netpoll_loop.options import switches_always
 
 cdef extern from "Python.h":
+    ctypedef struct PyTypeObject:
+        PyObject *tp_dict
     ctypedef struct PyListObject:
         PyObject **ob_item
     PyObject *Py_None
     void Py_DECREF(PyObject *o)
     PyObject *_PyType_Lookup(PyTypeObject *type, object name)
     PyTypeObject *Py_TYPE(object o)
+    size_t PY_VECTORCALL_ARGUMENTS_OFFSET
     object PyObject_GenericGetDict(object o, void *context)
+    object PyObject_Vectorcall(object callable, PyObject **args, size_t count, PyObject *names)
+    PyObject **tuple_items "&PyTuple_GET_ITEM"(object tuple, Py_ssize_t i)
+    Py_ssize_t PyTuple_GET_SIZE(PyObject *tuple)
+    PyObject *PyTuple_GET_ITEM(PyObject *tuple, Py_ssize_t i)
+    ctypedef struct PyMethodDef:
+        const char *ml_name
+        void *ml_meth
+        int ml_flags
+        const char *ml_doc
+    int METH_FASTCALL
+    int METH_KEYWORDS
+    object PyDescr_NewMethod(PyTypeObject *type, PyMethodDef *method)
+    void PyType_Modified(PyTypeObject *type)
 
 cdef extern from "<time.h>" nogil:
     cdef struct timespec:
@@ -52,6 +74,8 @@ cdef double CLOCK_RESOLUTION = 1e-9
 cdef object _time_name = "time"
 cdef object weak_reference = weakref.ref
 cdef object _format_handle = _base_events._format_handle
+cdef tuple context_only = ("context",)
+cdef tuple loop_only = ("loop",)
 cdef dict MODES = {"inline": NP_INLINE, "auto": NP_AUTO, "dedicated": NP_DEDICATED}
 
 
@@ -67,7 +91,7 @@ cdef inline int64_t nanoseconds() noexcept nogil:
     return <int64_t>ts.tv_sec * 1000000000 + ts.tv_nsec
 
 
-cdef class Scheduler:
+cdef class Scheduler(Home):
     """The C base of the loop; Loop adds asyncio's unix event loop to it."""
 
     def __cinit__(self, *args, **kwargs):
@@ -93,6 +117,8 @@ cdef class Scheduler:
         self.thread_wanted = mode != "inline"
         if switches_always():
             np_switch_always(self.engine)
+        self.opened_at = nanoseconds()
+        self.opened_ticks = np_ticks()
         self.overrides_call_at = type(self).call_at is not Scheduler.call_at
 
     def __dealloc__(self):
@@ -147,64 +173,101 @@ cdef class Scheduler:
 
     # ---- scheduling ---------------------------------------------------------
 
+    # The methods that asyncio's own code and every library call all the time have a second
+    # entry, for the usual form of their arguments: see "fast entries" below.
+
     def call_soon(self, callback, *args, context=None):
         """asyncio.loop.call_soon."""
+        return self.soon(callback, tuple_items(args, 0), len(args), context)
+
+    cdef object soon(self, object callback, PyObject **args, Py_ssize_t count, object context):
         if self._closed:
             self._check_closed()
         if self._debug:
             self._check_thread()
             self._check_callback(callback, "call_soon")
-        cdef Handle handle = new_handle(self, callback, args, context, self._debug)
+        cdef Handle handle = new_handle(self, callback, args, count, context)
         self.ring_push(handle)
         return handle
 
     def _call_soon(self, callback, args, context):
-        cdef Handle handle = new_handle(self, callback, args, context, self._debug)
+        cdef tuple arguments = tuple(args)
+        cdef Handle handle = new_handle(self, callback, tuple_items(arguments, 0), len(arguments), context)
         self.ring_push(handle)
         return handle
 
     def call_soon_threadsafe(self, callback, *args, context=None):
         """asyncio.loop.call_soon_threadsafe: from any thread, wakes the loop."""
+        return self.soon_threadsafe(callback, tuple_items(args, 0), len(args), context)
+
+    cdef object soon_threadsafe(self, object callback, PyObject **args, Py_ssize_t count, object context):
         if self._closed:
             self._check_closed()
         if self._debug:
             self._check_callback(callback, "call_soon_threadsafe")
-        cdef Handle handle = new_threadsafe_handle(self, callback, args, context, self._debug)
+        cdef Handle handle = new_threadsafe_handle(self, callback, args, count, context)
         self.ring_push(handle)
         np_wake(self.engine)
         return handle
 
     def call_later(self, delay, callback, *args, context=None):
         """asyncio.loop.call_later; delay in seconds."""
-        if delay is None:
+        if self.overrides_call_at:
+            if delay is None:
+                raise TypeError("delay must not be None")
+            return self.call_at(self.time() + delay, callback, *args, context=context)
+        return self.later(delay, callback, tuple_items(args, 0), len(args), context)
+
+    cdef object later(self, object delay, object callback, PyObject **args, Py_ssize_t count, object context):
+        cdef object when
+        if type(delay) is float or type(delay) is int:
+            if self.clock_is_own():
+                # loop.time() + delay, as a float that is made when somebody asks for it.
+                return self.add_timer(None, monotonic() + <double>delay, callback, args, count, context)
+        elif delay is None:
             raise TypeError("delay must not be None")
         when = self.time() + delay
-        if self.overrides_call_at:
-            return self.call_at(when, callback, *args, context=context)
-        return self.add_timer(when, callback, args, context)
+        return self.add_timer(when, when, callback, args, count, context)
 
     def call_at(self, when, callback, *args, context=None):
         """asyncio.loop.call_at; when in seconds of loop.time()."""
         if when is None:
             raise TypeError("when cannot be None")
-        return self.add_timer(when, callback, args, context)
+        return self.add_timer(when, when, callback, tuple_items(args, 0), len(args), context)
 
-    cdef object add_timer(self, object when, object callback, object args, object context):
+    cdef object add_timer(self, object when, double seconds, object callback, PyObject **args, Py_ssize_t count,
+                          object context):
         cdef TimerHandle handle
-        cdef double seconds
         if self._closed:
             self._check_closed()
         if self._debug:
             self._check_thread()
             # asyncio names call_at, whichever of the two was called.
             self._check_callback(callback, "call_at")
-        seconds = when
         if seconds != seconds:
             # NaN has no place in an order; asyncio finds it due at once.
             seconds = float("-inf")
-        handle = new_timer(self, when, seconds, callback, args, context, self._debug)
+        handle = new_timer(self, when, seconds, callback, args, count, context)
         self.timers.push(handle)
         return handle
+
+    def create_future(self):
+        """asyncio.loop.create_future."""
+        cdef PyObject *stack[2]
+        stack[1] = <PyObject *>self
+        return PyObject_Vectorcall(_futures.Future, stack + 1, 0, <PyObject *>loop_only)
+
+    def create_task(self, coro, **kwargs):
+        """asyncio.loop.create_task."""
+        return super(Scheduler, self).create_task(coro, **kwargs)
+
+    def get_debug(self):
+        """asyncio.loop.get_debug."""
+        return self._debug
+
+    def is_closed(self):
+        """asyncio.loop.is_closed."""
+        return self._closed
 
     def time(self):
         """asyncio.loop.time: seconds of CLOCK_MONOTONIC."""
@@ -212,7 +275,12 @@ cdef class Scheduler:
 
     def _timer_handle_cancelled(self, handle):
         if isinstance(handle, TimerHandle):
-            self.timers.remove(<TimerHandle>handle)
+            self.forget_timer(<TimerHandle>handle)
+
+    cdef int forget_timer(self, TimerHandle handle) except -1:
+        if self.timers.remove(handle):
+            settle(handle)
+        return 0
 
     def _add_callback(self, handle):
         if not handle._cancelled:
@@ -286,15 +354,20 @@ cdef class Scheduler:
         cdef Descriptor descriptor
         cdef int count = np_poll(self.engine, self.events, EVENTS_MAX)
         if count:
+            self.quiet = 0
             self.dispatch(count)
         if self.still:
+            self.quiet = 0
             still = self.still
             self.still = []
             for item in still:
                 descriptor = <Descriptor>item
                 if descriptor.desc is not NULL:
                     descriptor.on_ready(NP_R)
-        if self.head == self.tail and not self._stopping:
+        if self.head != self.tail:
+            self.polled_in_vain()
+        elif not self._stopping:
+            self.quiet = 0
             deadline = self.deadline()
             if deadline != 0 and not (self.contended and self.linger(deadline)):
                 self.park(deadline)
@@ -353,14 +426,36 @@ cdef class Scheduler:
         cdef double end
         if self.timers.count:
             self.own_clock = self.clock_is_own()
-        self.poll()
-        self.reap()
-        PyErr_CheckSignals()
+        if self.quiet < QUIET_TURNS or self.poll_is_due():
+            self.poll()
+            self.reap()
+            PyErr_CheckSignals()
         if self.timers.count:
             end = self.now() + CLOCK_RESOLUTION
             while self.timers.count and self.timers.first() < end:
                 self.ring_push(self.timers.pop())
         return self.run_ready()
+
+    cdef bint poll_is_due(self) noexcept:
+        """For a loop that only runs callbacks: whether POLL_INTERVAL has gone by since the last poll."""
+        if self.head == self.tail or self._stopping or self.still:
+            return True
+        return np_ticks() - self.polled_ticks >= self.poll_ticks
+
+    cdef void polled_in_vain(self) noexcept:
+        """A poll found nothing, while callbacks were ready."""
+        cdef int64_t elapsed
+        if self.quiet < QUIET_TURNS:
+            self.quiet += 1
+            return
+        self.polled_ticks = np_ticks()
+        elapsed = nanoseconds() - self.opened_at
+        # How long a tick is shows in the time since the loop was made.
+        self.poll_ticks = 0
+        if elapsed >= 1000 * 1000:
+            self.poll_ticks = <uint64_t>(
+                <double>POLL_INTERVAL / <double>elapsed * <double>(self.polled_ticks - self.opened_ticks)
+            )
 
     cdef int run_ready(self) except -1:
         cdef size_t todo = self.tail - self.head
@@ -376,6 +471,8 @@ cdef class Scheduler:
                             self.run_debug(runnable)
                         elif isinstance(runnable, Runnable):
                             (<Runnable>runnable).run()
+                            if Py_REFCNT(runnable) > 1 and isinstance(runnable, Handle):
+                                settle(<Handle>runnable)
                         elif not runnable._cancelled:
                             runnable._run()
                     todo = 0
@@ -385,6 +482,8 @@ cdef class Scheduler:
                     if not isinstance(runnable, Runnable):
                         raise
                     (<Runnable>runnable).failed(self, exc)
+                    if isinstance(runnable, Handle):
+                        settle(<Handle>runnable)
         finally:
             if self.rearm:
                 self.arm_again()
@@ -451,12 +550,29 @@ cdef class Scheduler:
         if self._mode == "dedicated":
             self.need_netpoller()
         np_set_running(self.engine, 1)
+        self.quiet = 0
+        self.running = True
 
     def _leave_run(self):
+        self.running = False
+        self.track_all()
         # What asyncio would have sent by now is sent.
         np_settle(self.engine)
         self.reap()
         np_set_running(self.engine, 0)
+
+    cdef int track_all(self) except -1:
+        """The loop no longer runs: the garbage collector has to know what waits in it."""
+        cdef size_t i
+        cdef Py_ssize_t j
+        cdef object runnable
+        for i in range(self.head, self.tail):
+            runnable = <object>self.ring[i & self.ring_mask]
+            if isinstance(runnable, Handle):
+                settle(<Handle>runnable)
+        for j in range(self.timers.count):
+            settle(<Handle>self.timers.handles[j])
+        return 0
 
     # ---- descriptors --------------------------------------------------------
 
@@ -473,6 +589,7 @@ cdef class Scheduler:
             (<Descriptor>former).desc = NULL
             del self.descriptors[fd]
             (<Descriptor>former).on_evicted(False)
+        self.quiet = 0
         desc = np_open(self.engine, fd, kind, <void *>descriptor, &error)
         if desc is NULL:
             if former is descriptor:
@@ -624,3 +741,111 @@ cdef class Scheduler:
 
 # What loop.time() is unless it was overridden or patched; borrowed from the class, which is immortal.
 cdef PyObject *_own_time = _PyType_Lookup(<PyTypeObject *>Scheduler, _time_name)
+
+
+# ---- fast entries -----------------------------------------------------------------
+#
+# A method of Scheduler for arguments in their usual form: positional, with at most
+# context= by name.  No tuple and no dictionary is made of them.  Any other form goes to
+# the method as it is written above, which also says what is wrong with it.
+
+ctypedef object (*fast_entry)(object self, PyObject **args, Py_ssize_t count, PyObject *names)
+
+
+# The last two tuples that were found to be ("context",): that of the _asyncio module, whose
+# string isn't interned, and that of a call in Python code.
+cdef tuple usual_names = ("context",)
+cdef tuple usual_names_before = ("context",)
+
+
+cdef inline bint usual(PyObject *names) noexcept:
+    return names is NULL or names == <PyObject *>usual_names or names == <PyObject *>usual_names_before or learn(names)
+
+
+cdef bint learn(PyObject *names) noexcept:
+    global usual_names, usual_names_before
+    if <tuple>names != context_only:
+        return False
+    usual_names_before = usual_names
+    usual_names = <tuple>names
+    return True
+
+
+cdef inline object given_context(PyObject **args, Py_ssize_t count, PyObject *names):
+    return None if names is NULL else <object>args[count]
+
+
+cdef object any_form(object method, object self, PyObject **args, Py_ssize_t count, PyObject *names):
+    return PyObject_Vectorcall(method.__get__(self), args, count, names)
+
+
+cdef object fast_call_soon(object self, PyObject **args, Py_ssize_t count, PyObject *names):
+    if count < 1 or not usual(names):
+        return any_form(slow_call_soon, self, args, count, names)
+    return (<Scheduler>self).soon(<object>args[0], args + 1, count - 1, given_context(args, count, names))
+
+
+cdef object fast_call_soon_threadsafe(object self, PyObject **args, Py_ssize_t count, PyObject *names):
+    if count < 1 or not usual(names):
+        return any_form(slow_call_soon_threadsafe, self, args, count, names)
+    return (<Scheduler>self).soon_threadsafe(<object>args[0], args + 1, count - 1, given_context(args, count, names))
+
+
+cdef object fast_call_later(object self, PyObject **args, Py_ssize_t count, PyObject *names):
+    if count < 2 or not usual(names) or (<Scheduler>self).overrides_call_at:
+        return any_form(slow_call_later, self, args, count, names)
+    return (<Scheduler>self).later(<object>args[0], <object>args[1], args + 2, count - 2,
+                                   given_context(args, count, names))
+
+
+cdef object fast_create_task(object self, PyObject **args, Py_ssize_t count, PyObject *names):
+    """What asyncio's does when there is no factory and no debug mode."""
+    cdef PyObject *stack[6]
+    cdef Py_ssize_t i, named = 0 if names is NULL else PyTuple_GET_SIZE(names)
+    cdef Scheduler loop = self
+    cdef object all_names = loop_only
+    if count != 1 or named > 3 or loop._debug or loop._closed or loop._task_factory is not None:
+        return any_form(slow_create_task, self, args, count, names)
+    stack[1] = args[0]
+    stack[2] = <PyObject *>self
+    for i in range(named):
+        stack[3 + i] = args[1 + i]
+    if named:
+        all_names = loop_only + <tuple>names
+    return PyObject_Vectorcall(_tasks.Task, stack + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, <PyObject *>all_names)
+
+
+cdef PyMethodDef fast_methods[4]
+
+
+cdef object replace_by(int i, object method, const char *name, fast_entry entry, const char *doc):
+    """Puts the fast entry in the method's place; returns the method."""
+    cdef PyTypeObject *cls = <PyTypeObject *>Scheduler
+    fast_methods[i].ml_name = name
+    fast_methods[i].ml_meth = <void *>entry
+    fast_methods[i].ml_flags = METH_FASTCALL | METH_KEYWORDS
+    fast_methods[i].ml_doc = doc
+    (<dict>cls.tp_dict)[name.decode()] = PyDescr_NewMethod(cls, &fast_methods[i])
+    PyType_Modified(cls)
+    return method
+
+
+cdef object slow_call_soon = replace_by(
+    0, Scheduler.call_soon, b"call_soon", fast_call_soon,
+    b"call_soon($self, callback, /, *args, context=None)\n--\n\nasyncio.loop.call_soon.")
+cdef object slow_call_soon_threadsafe = replace_by(
+    1, Scheduler.call_soon_threadsafe, b"call_soon_threadsafe", fast_call_soon_threadsafe,
+    b"call_soon_threadsafe($self, callback, /, *args, context=None)\n--\n\n"
+    b"asyncio.loop.call_soon_threadsafe: from any thread, wakes the loop.")
+cdef object slow_call_later = replace_by(
+    2, Scheduler.call_later, b"call_later", fast_call_later,
+    b"call_later($self, delay, callback, /, *args, context=None)\n--\n\n"
+    b"asyncio.loop.call_later; delay in seconds.")
+# The keywords are those of this Python's asyncio; 3.13.0 gets those of 3.13.3 (parameters.py).
+cdef str parameters = str(inspect.signature(_base_events.BaseEventLoop.create_task))[len("(self"):-1]
+if sys.version_info[:2] == (3, 13) and "**" not in parameters:
+    parameters += ", **kwargs"
+cdef bytes create_task_doc = f"create_task($self{parameters})\n--\n\nasyncio.loop.create_task.".encode()
+cdef object slow_create_task = replace_by(
+    3, Scheduler.create_task, b"create_task", fast_create_task,
+    create_task_doc)

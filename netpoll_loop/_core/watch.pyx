@@ -8,6 +8,7 @@ socket object lives.
 """
 
 from collections import deque
+from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t
 
 from netpoll_loop._core.engine cimport NP_ERR, NP_HUP, NP_LEVEL, NP_R, NP_W, NP_WAIT, np_arm
@@ -17,6 +18,9 @@ from netpoll_loop._core.stream cimport StreamTransport
 import errno
 import os
 import weakref
+
+cdef extern from "Python.h":
+    PyObject **tuple_items "&PyTuple_GET_ITEM"(object tuple, Py_ssize_t i)
 
 cdef extern from "<limits.h>":
     int INT_MAX
@@ -61,6 +65,7 @@ cdef class FdWatch(Descriptor):
         """Registers what is wanted now."""
         cdef unsigned interest = 0
         cdef int error
+        self.loop.quiet = 0
         if self.reader is None and self.writer is None:
             if self.kind == NP_LEVEL and self.desc is not NULL:
                 # The last callback has gone: out of epoll at once (uvloop issue 61).
@@ -224,7 +229,7 @@ cdef class WatchLoop(Scheduler):
 
     def _add_reader(self, fd, callback, *args):
         self._check_closed()
-        cdef Handle handle = new_handle(self, callback, args, None, self._debug)
+        cdef Handle handle = new_handle(self, callback, tuple_items(args, 0), len(args), None)
         cdef FdWatch watch = self.watch_of(c_int(fileno_of(fd)), fd)
         cdef Handle former = watch.reader
         watch.reader = handle
@@ -252,7 +257,7 @@ cdef class WatchLoop(Scheduler):
 
     def _add_writer(self, fd, callback, *args):
         self._check_closed()
-        cdef Handle handle = new_handle(self, callback, args, None, self._debug)
+        cdef Handle handle = new_handle(self, callback, tuple_items(args, 0), len(args), None)
         cdef int number = c_int(fileno_of(fd))
         transport = self.find_descriptor(number)
         if isinstance(transport, StreamTransport):
