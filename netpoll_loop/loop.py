@@ -140,7 +140,7 @@ class Loop(SockLoop, ParametersMixin, SubprocessMixin):
         # Whatever fails below, __del__ finds a closed loop.
         self._closed = True
         self._open_engine(resolve_netpoller(netpoller))
-        self._old_wakeup_fd: int | None = None
+        self._old_wakeup_fd = None
         super().__init__(_EngineSelector(self))
         self._transports = _Transports(self)
         forking.register(self)

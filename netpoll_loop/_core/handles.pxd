@@ -21,16 +21,19 @@ cdef class DebugInfo:
 
 
 cdef class Handle(Runnable):
-    cdef public object _callback
-    cdef object context
-    cdef readonly Home _loop
+    # References that it owns; see "memory" in handles.pyx.  NULL: none, or dropped.
+    cdef PyObject *callback
+    cdef PyObject *context
+    cdef PyObject *loop
     # One or two arguments, or the tuple of more of them; how many there are, -1: dropped.
-    cdef object first
-    cdef object second
+    cdef PyObject *first
+    cdef PyObject *second
     cdef int count
     cdef public bint _cancelled
     # The context is our copy, and the garbage collector doesn't know it.
     cdef bint context_hidden
+    # The garbage collector knows the handle.
+    cdef bint tracked
     # In debug mode.
     cdef DebugInfo debug
     cdef object __weakref__
@@ -39,6 +42,7 @@ cdef class Handle(Runnable):
     cdef object arguments(self)
     cdef void drop(self) noexcept
     cdef int cancel_now(self) except -1
+    cdef int leave_failed(self) except -1
 
 
 cdef class ThreadSafeHandle(Handle):
@@ -58,8 +62,9 @@ cdef class TimerHandle(Handle):
     cdef Py_ssize_t heap_index
 
 
-cdef Handle new_handle(Home loop, object callback, PyObject **args, Py_ssize_t count, object context)
-cdef Handle new_threadsafe_handle(Home loop, object callback, PyObject **args, Py_ssize_t count, object context)
-cdef TimerHandle new_timer(Home loop, object when, double seconds, object callback, PyObject **args,
-                           Py_ssize_t count, object context)
+cdef Handle new_handle(Home loop, PyObject *callback, PyObject **args, Py_ssize_t count, PyObject *context)
+cdef Handle new_threadsafe_handle(Home loop, PyObject *callback, PyObject **args, Py_ssize_t count,
+                                  PyObject *context)
+cdef TimerHandle new_timer(Home loop, object when, double seconds, PyObject *callback, PyObject **args,
+                           Py_ssize_t count, PyObject *context)
 cdef void settle(Handle handle) noexcept

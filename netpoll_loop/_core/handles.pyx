@@ -16,10 +16,8 @@ and all that still wait when the loop stops are tracked then
 at it; CPython relies on that it is when it is freed.
 """
 
-cimport cython
-from cpython.contextvars cimport PyContext_CopyCurrent, PyContext_Enter, PyContext_Exit
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_INCREF, Py_REFCNT
+from cpython.ref cimport Py_INCREF
 
 import inspect
 import sys
@@ -28,16 +26,31 @@ from asyncio import events as _events
 from asyncio import format_helpers as _format_helpers
 
 cdef extern from "Python.h":
-    PyObject *PyObject_Call(object callable, object args, PyObject *kwargs)
-    PyObject *PyObject_Vectorcall(object callable, PyObject **args, size_t count, PyObject *names)
+    ctypedef int (*visitproc)(PyObject *, void *) noexcept
+    ctypedef struct PyTypeObject:
+        unsigned long tp_flags
+        Py_ssize_t tp_weaklistoffset
+        void (*tp_dealloc)(PyObject *) noexcept
+        int (*tp_traverse)(PyObject *, visitproc, void *) noexcept
+        int (*tp_clear)(PyObject *) noexcept
+    unsigned long Py_TPFLAGS_HEAPTYPE
+    PyObject *Py_None
+    PyObject *PyObject_Init(PyObject *o, PyTypeObject *type)
+    void PyObject_ClearWeakRefs(PyObject *o)
+    void Py_XINCREF(PyObject *o)
+    void Py_XDECREF(PyObject *o)
+    # Without Cython's own handling of references and errors.
+    int Enter "PyContext_Enter"(PyObject *context)
+    int Exit "PyContext_Exit"(PyObject *context)
+    PyObject *CopyCurrent "PyContext_CopyCurrent"()
+    PyObject *PyObject_Call(PyObject *callable, PyObject *args, PyObject *kwargs)
+    PyObject *PyObject_Vectorcall(PyObject *callable, PyObject **args, size_t count, PyObject *names)
     size_t PY_VECTORCALL_ARGUMENTS_OFFSET
-    void Py_DECREF(PyObject *o)
     void PyErr_Fetch(PyObject **, PyObject **, PyObject **)
     void PyErr_Restore(PyObject *, PyObject *, PyObject *)
     unsigned long PyThread_get_thread_ident()
     void PyObject_GC_Track(PyObject *o)
     void PyObject_GC_UnTrack(PyObject *o)
-    int PyObject_GC_IsTracked(PyObject *o)
     object PyTuple_New(Py_ssize_t size)
     void PyTuple_SET_ITEM(object tuple, Py_ssize_t i, PyObject *item)
     object PyFloat_FromDouble(double value)
@@ -52,21 +65,6 @@ cdef object _extract_stack = _format_helpers.extract_stack
 cdef object _getframe = sys._getframe
 cdef object _format_source = _format_helpers._format_callback_source
 cdef bint _format_takes_debug = "debug" in inspect.signature(_format_source).parameters
-
-
-cdef int _leave(object context, PyObject *result) except -1:
-    # Leaves the context, whether the call succeeded or raised.
-    cdef PyObject *t = NULL
-    cdef PyObject *v = NULL
-    cdef PyObject *tb = NULL
-    if result is not NULL:
-        Py_DECREF(result)
-        PyContext_Exit(context)
-        return 0
-    PyErr_Fetch(&t, &v, &tb)
-    PyContext_Exit(context)
-    PyErr_Restore(t, v, tb)
-    return -1
 
 
 def _format_callback(callback, args, bint debug):
@@ -100,7 +98,10 @@ cdef class DebugInfo:
     """What only debug mode knows of a handle."""
 
 
-@cython.freelist(256)
+cdef inline object or_none(PyObject *o):
+    return <object>o if o is not NULL else None
+
+
 cdef class Handle(Runnable):
     """asyncio.Handle, with the run in C.
 
@@ -113,8 +114,16 @@ cdef class Handle(Runnable):
         return _stdlib_handle
 
     @property
+    def _callback(self):
+        return or_none(self.callback)
+
+    @property
     def _args(self):
         return self.arguments()
+
+    @property
+    def _loop(self):
+        return or_none(self.loop)
 
     @property
     def _source_traceback(self):
@@ -131,46 +140,52 @@ cdef class Handle(Runnable):
     @property
     def _context(self):
         self.show_context()
-        return self.context
+        return or_none(self.context)
 
     def get_context(self):
         """The contextvars.Context in which the callback runs."""
         return self._context
 
     def __dealloc__(self):
-        self.show_context()
+        drop_all(<PyObject *>self)
 
     cdef void show_context(self) noexcept:
         if self.context_hidden:
             self.context_hidden = False
-            PyObject_GC_Track(<PyObject *>self.context)
+            PyObject_GC_Track(self.context)
 
     cdef object arguments(self):
         """The arguments as a tuple; None once they are dropped."""
         cdef object args
         if self.count > 2:
-            return self.first
+            return <object>self.first
         if self.count < 0:
             return None
         args = PyTuple_New(self.count)
         if self.count > 0:
-            Py_INCREF(self.first)
-            PyTuple_SET_ITEM(args, 0, <PyObject *>self.first)
+            Py_INCREF(<object>self.first)
+            PyTuple_SET_ITEM(args, 0, self.first)
         if self.count > 1:
-            Py_INCREF(self.second)
-            PyTuple_SET_ITEM(args, 1, <PyObject *>self.second)
+            Py_INCREF(<object>self.second)
+            PyTuple_SET_ITEM(args, 1, self.second)
         return args
 
     cdef void drop(self) noexcept:
-        self._callback = None
-        self.first = None
-        self.second = None
+        cdef PyObject *callback = self.callback
+        cdef PyObject *first = self.first
+        cdef PyObject *second = self.second
+        self.callback = NULL
+        self.first = NULL
+        self.second = NULL
         self.count = -1
+        Py_XDECREF(callback)
+        Py_XDECREF(first)
+        Py_XDECREF(second)
 
     cdef int cancel_now(self) except -1:
         if not self._cancelled:
             self._cancelled = True
-            if self._loop._debug:
+            if self.loop is not NULL and (<Home>self.loop)._debug:
                 # Kept for the slow-callback log, as in asyncio.
                 if self.debug is None:
                     self.debug = DebugInfo()
@@ -188,37 +203,51 @@ cdef class Handle(Runnable):
 
     def _run(self):
         """asyncio's private name for the run; an error of the callback is reported, not raised."""
-        try:
-            self.run()
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:
-            self.failed(self._loop, exc)
-        # Breaks a cycle when there was an exception.
-        self = None
+        self.run()
 
     cdef int run(self) except -1:
+        """Runs the callback and reports its error, but for SystemExit and KeyboardInterrupt, which it raises."""
         cdef PyObject *stack[3]
         cdef PyObject *result
-        cdef object callback, context, first, second
-        if self._cancelled:
+        cdef PyObject *callback = self.callback
+        cdef PyObject *first = self.first
+        cdef PyObject *second = self.second
+        cdef int count = self.count
+        if self._cancelled or callback is NULL:
             return 0
-        # Held: the callback may cancel its own handle, which drops them.
-        callback = self._callback
-        context = self.context
         self.show_context()
-        first = self.first
-        PyContext_Enter(context)
-        if self.count > 2:
-            result = PyObject_Call(callback, first, NULL)
-        elif self.count == 0:
+        if Enter(self.context) < 0:
+            return report(self)
+        # Held: the callback may cancel its own handle, which drops them.
+        Py_INCREF(<object>callback)
+        if count == 0:
             result = PyObject_Vectorcall(callback, stack + 1, PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
         else:
-            second = self.second
-            stack[1] = <PyObject *>first
-            stack[2] = <PyObject *>second
-            result = PyObject_Vectorcall(callback, stack + 1, self.count | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
-        return _leave(context, result)
+            Py_INCREF(<object>first)
+            if count > 2:
+                result = PyObject_Call(callback, first, NULL)
+            else:
+                stack[1] = first
+                stack[2] = second
+                Py_XINCREF(second)
+                result = PyObject_Vectorcall(callback, stack + 1, <size_t>count | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
+                Py_XDECREF(second)
+            Py_XDECREF(first)
+        Py_XDECREF(callback)
+        if result is not NULL:
+            Py_XDECREF(result)
+            Exit(self.context)
+            return 0
+        return self.leave_failed()
+
+    cdef int leave_failed(self) except -1:
+        cdef PyObject *t = NULL
+        cdef PyObject *v = NULL
+        cdef PyObject *tb = NULL
+        PyErr_Fetch(&t, &v, &tb)
+        Exit(self.context)
+        PyErr_Restore(t, v, tb)
+        return report(self)
 
     cdef int failed(self, object loop, object exc) except -1:
         text = _format_callback(self._callback, self.arguments(), loop.get_debug())
@@ -229,7 +258,21 @@ cdef class Handle(Runnable):
         return 0
 
 
-@cython.freelist(64)
+cdef int raise_what_is_set() except -1:
+    return -1
+
+
+cdef int report(Handle handle) except -1:
+    """The error indicator is set: reports it as asyncio does."""
+    try:
+        raise_what_is_set()
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as exc:
+        handle.failed(<object>handle.loop, exc)
+    return 0
+
+
 cdef class ThreadSafeHandle(Handle):
     """What call_soon_threadsafe returns; it may be cancelled from any thread.
 
@@ -272,7 +315,6 @@ cdef class ThreadSafeHandle(Handle):
         return bool(self._cancelled)
 
 
-@cython.freelist(256)
 cdef class TimerHandle(Handle):
     """asyncio.TimerHandle; ``when()`` is in seconds of ``loop.time()``."""
 
@@ -330,8 +372,8 @@ cdef class TimerHandle(Handle):
 
     def cancel(self):
         """Cancels the callback and takes the timer out of the heap at once."""
-        if not self._cancelled:
-            self._loop.forget_timer(self)
+        if not self._cancelled and self.loop is not NULL:
+            (<Home>self.loop).forget_timer(self)
             self.cancel_now()
 
     def when(self):
@@ -339,60 +381,186 @@ cdef class TimerHandle(Handle):
         return self._when
 
 
-cdef inline int fill(Handle handle, Home loop, object callback, PyObject **args, Py_ssize_t count,
-                     object context) except -1:
-    cdef Py_ssize_t i
-    handle._loop = loop
-    handle._callback = callback
-    if context is not None:
-        handle.context = context
-    else:
-        handle.context = PyContext_CopyCurrent()
-        if loop.running:
-            PyObject_GC_UnTrack(<PyObject *>handle.context)
-            handle.context_hidden = True
-    handle.count = count
-    if count > 2:
-        handle.first = PyTuple_New(count)
-        for i in range(count):
-            Py_INCREF(<object>args[i])
-            PyTuple_SET_ITEM(handle.first, i, args[i])
-    elif count > 0:
-        handle.first = <object>args[0]
-        if count > 1:
-            handle.second = <object>args[1]
-    if loop._debug:
-        handle.debug = DebugInfo()
-        handle.debug.source_traceback = _extract_stack(_getframe(0))
-    if loop.running:
-        PyObject_GC_UnTrack(<PyObject *>handle)
+# ---- memory ------------------------------------------------------------------------
+#
+# A handle is made and freed for every callback. So its references are C pointers, which
+# Cython neither fills with None nor clears one by one, and freed handles wait for reuse.
+# The slots of the types that know of those pointers are replaced by the functions here.
+
+cdef enum:
+    FREE_MAX = 1024
+
+
+cdef struct pool:
+    PyTypeObject *type
+    # The tp_dealloc that Cython has written.
+    void (*dealloc)(PyObject *) noexcept
+    int count
+    PyObject *items[FREE_MAX]
+
+
+cdef pool handles, threadsafe_handles, timers
+cdef int (*cythons_traverse)(PyObject *, visitproc, void *) noexcept
+cdef int (*cythons_clear)(PyObject *) noexcept
+
+
+cdef void drop_all(PyObject *o) noexcept:
+    cdef PyObject *context = (<Handle>o).context
+    cdef PyObject *loop = (<Handle>o).loop
+    (<Handle>o).show_context()
+    (<Handle>o).drop()
+    (<Handle>o).context = NULL
+    (<Handle>o).loop = NULL
+    Py_XDECREF(context)
+    Py_XDECREF(loop)
+
+
+cdef inline bint keep(PyObject *o, pool *free) noexcept:
+    """The end of a handle: whether its memory stays here."""
+    if (<Handle>o).tracked:
+        (<Handle>o).tracked = False
+        PyObject_GC_UnTrack(o)
+    if (<PyObject **>(<char *>o + free.type.tp_weaklistoffset))[0] is not NULL:
+        PyObject_ClearWeakRefs(o)
+    drop_all(o)
+    if free.count == FREE_MAX:
+        free.dealloc(o)
+        return False
+    (<Handle>o).debug = None
+    free.items[free.count] = o
+    free.count += 1
+    return True
+
+
+cdef void dealloc_handle(PyObject *o) noexcept:
+    keep(o, &handles)
+
+
+cdef void dealloc_threadsafe_handle(PyObject *o) noexcept:
+    (<ThreadSafeHandle>o).ended = None
+    keep(o, &threadsafe_handles)
+
+
+cdef void dealloc_timer(PyObject *o) noexcept:
+    (<TimerHandle>o).when_given = None
+    keep(o, &timers)
+
+
+cdef int traverse(PyObject *o, visitproc visit, void *arg) noexcept:
+    cdef int i, stop
+    cdef PyObject *references[5]
+    references[0] = (<Handle>o).callback
+    references[1] = (<Handle>o).context
+    references[2] = (<Handle>o).loop
+    references[3] = (<Handle>o).first
+    references[4] = (<Handle>o).second
+    for i in range(5):
+        if references[i] is not NULL:
+            stop = visit(references[i], arg)
+            if stop:
+                return stop
+    return cythons_traverse(o, visit, arg)
+
+
+cdef int clear(PyObject *o) noexcept:
+    drop_all(o)
+    return cythons_clear(o)
+
+
+cdef int reuse(pool *free, type cls, void (*dealloc)(PyObject *) noexcept) except -1:
+    """From here on freed handles of the class are kept; a class that is on the heap counts its own objects."""
+    free.type = <PyTypeObject *>cls
+    if not free.type.tp_flags & Py_TPFLAGS_HEAPTYPE:
+        free.dealloc = free.type.tp_dealloc
+        free.type.tp_dealloc = dealloc
     return 0
+
+
+cythons_traverse = (<PyTypeObject *>Handle).tp_traverse
+cythons_clear = (<PyTypeObject *>Handle).tp_clear
+(<PyTypeObject *>Handle).tp_traverse = traverse
+(<PyTypeObject *>Handle).tp_clear = clear
+reuse(&handles, Handle, dealloc_handle)
+reuse(&threadsafe_handles, ThreadSafeHandle, dealloc_threadsafe_handle)
+reuse(&timers, TimerHandle, dealloc_timer)
 
 
 cdef void settle(Handle handle) noexcept:
     """It waits no more, or its loop has stopped: if anybody keeps it, the garbage collector has to know it."""
     handle.show_context()
-    if not PyObject_GC_IsTracked(<PyObject *>handle):
+    if not handle.tracked:
+        handle.tracked = True
         PyObject_GC_Track(<PyObject *>handle)
 
 
-cdef Handle new_handle(Home loop, object callback, PyObject **args, Py_ssize_t count, object context):
-    cdef Handle handle = Handle.__new__(Handle)
-    fill(handle, loop, callback, args, count, context)
+cdef inline Handle make(pool *free, type cls, Home loop, PyObject *callback, PyObject **args, Py_ssize_t count,
+                        PyObject *context):
+    cdef Handle handle
+    cdef PyObject *o
+    cdef Py_ssize_t i
+    cdef object more
+    if free.count:
+        free.count -= 1
+        o = free.items[free.count]
+        PyObject_Init(o, free.type)
+        # The reference that PyObject_Init has made becomes handle's.
+        handle = <Handle>o
+        Py_XDECREF(o)
+        handle._cancelled = False
+    else:
+        handle = cls.__new__(cls)
+        PyObject_GC_UnTrack(<PyObject *>handle)
+    Py_INCREF(loop)
+    handle.loop = <PyObject *>loop
+    if context is NULL or context == Py_None:
+        handle.context = CopyCurrent()
+        if handle.context is NULL:
+            raise_what_is_set()
+        if loop.running:
+            PyObject_GC_UnTrack(handle.context)
+            handle.context_hidden = True
+    else:
+        Py_XINCREF(context)
+        handle.context = context
+    Py_XINCREF(callback)
+    handle.callback = callback
+    handle.count = <int>count
+    if count == 1:
+        handle.first = args[0]
+        Py_XINCREF(args[0])
+    elif count == 2:
+        handle.first = args[0]
+        Py_XINCREF(args[0])
+        handle.second = args[1]
+        Py_XINCREF(args[1])
+    elif count > 2:
+        more = PyTuple_New(count)
+        for i in range(count):
+            Py_XINCREF(args[i])
+            PyTuple_SET_ITEM(more, i, args[i])
+        Py_INCREF(more)
+        handle.first = <PyObject *>more
+    if loop._debug:
+        handle.debug = DebugInfo()
+        handle.debug.source_traceback = _extract_stack(_getframe(0))
+    if not loop.running:
+        settle(handle)
     return handle
 
 
-cdef Handle new_threadsafe_handle(Home loop, object callback, PyObject **args, Py_ssize_t count, object context):
-    cdef Handle handle = ThreadSafeHandle.__new__(ThreadSafeHandle)
-    fill(handle, loop, callback, args, count, context)
-    return handle
+cdef Handle new_handle(Home loop, PyObject *callback, PyObject **args, Py_ssize_t count, PyObject *context):
+    return make(&handles, Handle, loop, callback, args, count, context)
 
 
-cdef TimerHandle new_timer(Home loop, object when, double seconds, object callback, PyObject **args,
-                           Py_ssize_t count, object context):
+cdef Handle new_threadsafe_handle(Home loop, PyObject *callback, PyObject **args, Py_ssize_t count,
+                                  PyObject *context):
+    return make(&threadsafe_handles, ThreadSafeHandle, loop, callback, args, count, context)
+
+
+cdef TimerHandle new_timer(Home loop, object when, double seconds, PyObject *callback, PyObject **args,
+                           Py_ssize_t count, PyObject *context):
     """when: as the user gave it, None for a float of seconds."""
-    cdef TimerHandle handle = TimerHandle.__new__(TimerHandle)
-    fill(handle, loop, callback, args, count, context)
+    cdef TimerHandle handle = <TimerHandle>make(&timers, TimerHandle, loop, callback, args, count, context)
     handle.when_given = when
     handle.when_seconds = seconds
     handle.heap_index = -1

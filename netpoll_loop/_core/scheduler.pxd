@@ -21,15 +21,38 @@ cdef enum:
 
 
 cdef class Scheduler(Home):
-    cdef dict __dict__
     cdef np_engine *engine
     cdef np_event *events
     cdef readonly str _mode
-    # What asyncio's base classes assign and read.
+    # What asyncio's base classes assign and read. All of it has a place here, so that a loop
+    # has no __dict__ until its user sets an attribute: the interpreter finds the methods of
+    # such an object faster.
     cdef public bint _closed
     cdef public bint _stopping
     cdef public object _thread_id
     cdef public object _task_factory
+    cdef public object _asyncgens
+    cdef public object _asyncgens_shutdown_called
+    cdef public object _clock_resolution
+    cdef public object _coroutine_origin_tracking_enabled
+    cdef public object _coroutine_origin_tracking_saved_depth
+    cdef public object _csock
+    cdef public object _current_handle
+    cdef public object _default_executor
+    cdef public object _exception_handler
+    cdef public object _executor_shutdown_called
+    cdef public object _internal_fds
+    cdef public object _old_agen_hooks
+    cdef public object _old_wakeup_fd
+    cdef public object _ready
+    cdef public object _scheduled
+    cdef public object _selector
+    cdef public object _signal_handlers
+    cdef public object _ssock
+    cdef public object _timer_cancelled_count
+    cdef public object _transports
+    cdef public object _unix_server_sockets
+    cdef public object slow_callback_duration
 
     # The ready queue: a ring, a power of two large.  The list owns what is in it, so
     # that the garbage collector sees it; empty places are None.
@@ -40,6 +63,8 @@ cdef class Scheduler(Home):
     cdef size_t tail
     cdef TimerHeap timers
     cdef bint own_clock
+    # The user has put a time() of his own into the loop.
+    cdef bint time_replaced
     # A subclass has its own call_at: call_later goes through it, as asyncio's does.
     cdef bint overrides_call_at
 
@@ -86,16 +111,17 @@ cdef class Scheduler(Home):
     cdef int dispatch(self, int count) except -1
     cdef int run_ready(self) except -1
     cdef int arm_again(self) except -1
+    cdef int run_other(self, object runnable) except -1
     cdef int run_debug(self, object runnable) except -1
     cdef int64_t deadline(self) except? -2
     cdef double now(self) except? -1.0
     cdef bint clock_is_own(self)
     cdef void reap(self) noexcept
-    cdef object soon(self, object callback, PyObject **args, Py_ssize_t count, object context)
-    cdef object soon_threadsafe(self, object callback, PyObject **args, Py_ssize_t count, object context)
-    cdef object later(self, object delay, object callback, PyObject **args, Py_ssize_t count, object context)
-    cdef object add_timer(self, object when, double seconds, object callback, PyObject **args, Py_ssize_t count,
-                          object context)
+    cdef object soon(self, PyObject *callback, PyObject **args, Py_ssize_t count, PyObject *context)
+    cdef object soon_threadsafe(self, PyObject *callback, PyObject **args, Py_ssize_t count, PyObject *context)
+    cdef object later(self, object delay, PyObject *callback, PyObject **args, Py_ssize_t count, PyObject *context)
+    cdef object add_timer(self, object when, double seconds, PyObject *callback, PyObject **args,
+                          Py_ssize_t count, PyObject *context)
     cdef int track_all(self) except -1
     cdef np_desc *open_descriptor(self, Descriptor descriptor, int fd, np_kind kind) except NULL
     cdef object find_descriptor(self, object fd)

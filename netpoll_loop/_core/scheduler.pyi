@@ -11,6 +11,8 @@ class Scheduler:
 
     # Of asyncio's base classes; typeshed leaves them out.
     _old_agen_hooks: Any
+    _old_wakeup_fd: int | None
+    _transports: Any
     _signal_handlers: dict[int, Any]
     _csock: Any
     def _check_closed(self) -> None: ...

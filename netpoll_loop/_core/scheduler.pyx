@@ -47,7 +47,7 @@ cdef extern from "Python.h":
     PyObject *_PyType_Lookup(PyTypeObject *type, object name)
     PyTypeObject *Py_TYPE(object o)
     size_t PY_VECTORCALL_ARGUMENTS_OFFSET
-    object PyObject_GenericGetDict(object o, void *context)
+    int PyObject_GenericSetAttr(object o, object name, PyObject *value) except -1
     object PyObject_Vectorcall(object callable, PyObject **args, size_t count, PyObject *names)
     PyObject **tuple_items "&PyTuple_GET_ITEM"(object tuple, Py_ssize_t i)
     Py_ssize_t PyTuple_GET_SIZE(PyObject *tuple)
@@ -91,6 +91,16 @@ cdef inline int64_t nanoseconds() noexcept nogil:
     return <int64_t>ts.tv_sec * 1000000000 + ts.tv_nsec
 
 
+cdef PyTypeObject *handle_type = <PyTypeObject *>Handle
+cdef PyTypeObject *timer_type = <PyTypeObject *>TimerHandle
+cdef PyTypeObject *threadsafe_type = <PyTypeObject *>ThreadSafeHandle
+
+
+cdef inline bint is_handle(PyObject *item) noexcept:
+    cdef PyTypeObject *cls = Py_TYPE(<object>item)
+    return cls == handle_type or cls == timer_type or cls == threadsafe_type
+
+
 cdef class Scheduler(Home):
     """The C base of the loop; Loop adds asyncio's unix event loop to it."""
 
@@ -125,6 +135,16 @@ cdef class Scheduler(Home):
         PyMem_Free(self.events)
         PyMem_Free(self.scratch)
         np_engine_free(self.engine)
+
+    def __setattr__(self, name, value):
+        if name == _time_name:
+            self.time_replaced = True
+        PyObject_GenericSetAttr(self, name, <PyObject *>value)
+
+    def __delattr__(self, name):
+        PyObject_GenericSetAttr(self, name, NULL)
+        if name == _time_name:
+            self.time_replaced = False
 
     # ---- the ready queue ----------------------------------------------------
 
@@ -178,33 +198,34 @@ cdef class Scheduler(Home):
 
     def call_soon(self, callback, *args, context=None):
         """asyncio.loop.call_soon."""
-        return self.soon(callback, tuple_items(args, 0), len(args), context)
+        return self.soon(<PyObject *>callback, tuple_items(args, 0), len(args), <PyObject *>context)
 
-    cdef object soon(self, object callback, PyObject **args, Py_ssize_t count, object context):
+    cdef object soon(self, PyObject *callback, PyObject **args, Py_ssize_t count, PyObject *context):
         if self._closed:
             self._check_closed()
         if self._debug:
             self._check_thread()
-            self._check_callback(callback, "call_soon")
+            self._check_callback(<object>callback, "call_soon")
         cdef Handle handle = new_handle(self, callback, args, count, context)
         self.ring_push(handle)
         return handle
 
     def _call_soon(self, callback, args, context):
         cdef tuple arguments = tuple(args)
-        cdef Handle handle = new_handle(self, callback, tuple_items(arguments, 0), len(arguments), context)
+        cdef Handle handle = new_handle(
+            self, <PyObject *>callback, tuple_items(arguments, 0), len(arguments), <PyObject *>context)
         self.ring_push(handle)
         return handle
 
     def call_soon_threadsafe(self, callback, *args, context=None):
         """asyncio.loop.call_soon_threadsafe: from any thread, wakes the loop."""
-        return self.soon_threadsafe(callback, tuple_items(args, 0), len(args), context)
+        return self.soon_threadsafe(<PyObject *>callback, tuple_items(args, 0), len(args), <PyObject *>context)
 
-    cdef object soon_threadsafe(self, object callback, PyObject **args, Py_ssize_t count, object context):
+    cdef object soon_threadsafe(self, PyObject *callback, PyObject **args, Py_ssize_t count, PyObject *context):
         if self._closed:
             self._check_closed()
         if self._debug:
-            self._check_callback(callback, "call_soon_threadsafe")
+            self._check_callback(<object>callback, "call_soon_threadsafe")
         cdef Handle handle = new_threadsafe_handle(self, callback, args, count, context)
         self.ring_push(handle)
         np_wake(self.engine)
@@ -216,9 +237,9 @@ cdef class Scheduler(Home):
             if delay is None:
                 raise TypeError("delay must not be None")
             return self.call_at(self.time() + delay, callback, *args, context=context)
-        return self.later(delay, callback, tuple_items(args, 0), len(args), context)
+        return self.later(delay, <PyObject *>callback, tuple_items(args, 0), len(args), <PyObject *>context)
 
-    cdef object later(self, object delay, object callback, PyObject **args, Py_ssize_t count, object context):
+    cdef object later(self, object delay, PyObject *callback, PyObject **args, Py_ssize_t count, PyObject *context):
         cdef object when
         if type(delay) is float or type(delay) is int:
             if self.clock_is_own():
@@ -233,17 +254,17 @@ cdef class Scheduler(Home):
         """asyncio.loop.call_at; when in seconds of loop.time()."""
         if when is None:
             raise TypeError("when cannot be None")
-        return self.add_timer(when, when, callback, tuple_items(args, 0), len(args), context)
+        return self.add_timer(when, when, <PyObject *>callback, tuple_items(args, 0), len(args), <PyObject *>context)
 
-    cdef object add_timer(self, object when, double seconds, object callback, PyObject **args, Py_ssize_t count,
-                          object context):
+    cdef object add_timer(self, object when, double seconds, PyObject *callback, PyObject **args,
+                          Py_ssize_t count, PyObject *context):
         cdef TimerHandle handle
         if self._closed:
             self._check_closed()
         if self._debug:
             self._check_thread()
             # asyncio names call_at, whichever of the two was called.
-            self._check_callback(callback, "call_at")
+            self._check_callback(<object>callback, "call_at")
         if seconds != seconds:
             # NaN has no place in an order; asyncio finds it due at once.
             seconds = float("-inf")
@@ -304,9 +325,7 @@ cdef class Scheduler(Home):
 
     cdef bint clock_is_own(self):
         # Patched or overridden loop.time() moves the timers, as in asyncio.
-        if _time_name in <dict>PyObject_GenericGetDict(self, NULL):
-            return False
-        return _PyType_Lookup(Py_TYPE(self), _time_name) == _own_time
+        return not self.time_replaced and _PyType_Lookup(Py_TYPE(self), _time_name) == _own_time
 
     cdef double now(self) except? -1.0:
         if self.own_clock:
@@ -424,6 +443,9 @@ cdef class Scheduler(Home):
 
     cdef int turn(self) except -1:
         cdef double end
+        if self.rearm:
+            # An exception that went through has kept the last turn from it.
+            self.arm_again()
         if self.timers.count:
             self.own_clock = self.clock_is_own()
         if self.quiet < QUIET_TURNS or self.poll_is_due():
@@ -459,34 +481,43 @@ cdef class Scheduler(Home):
 
     cdef int run_ready(self) except -1:
         cdef size_t todo = self.tail - self.head
-        cdef object runnable = None
+        cdef PyObject *item
+        cdef Handle handle
+        while todo and self.head != self.tail:
+            todo -= 1
+            item = self.ring[self.head & self.ring_mask]
+            if not is_handle(item) or self._debug:
+                self.run_other(self.ring_pop())
+                continue
+            # As ring_pop; a handle reports its errors itself: there is nothing to catch here.
+            Py_INCREF(None)
+            self.ring[self.head & self.ring_mask] = Py_None
+            self.head += 1
+            handle = <Handle>item
+            Py_DECREF(item)
+            handle.run()
+            if Py_REFCNT(handle) > 1:
+                settle(handle)
+        if self.rearm:
+            self.arm_again()
+        return 0
+
+    cdef int run_other(self, object runnable) except -1:
+        if self._debug:
+            return self.run_debug(runnable)
+        if not isinstance(runnable, Runnable):
+            if not runnable._cancelled:
+                runnable._run()
+            return 0
         try:
-            while todo:
-                # Around the loop, not in it: entering a try block has its price.
-                try:
-                    while todo and self.head != self.tail:
-                        todo -= 1
-                        runnable = self.ring_pop()
-                        if self._debug:
-                            self.run_debug(runnable)
-                        elif isinstance(runnable, Runnable):
-                            (<Runnable>runnable).run()
-                            if Py_REFCNT(runnable) > 1 and isinstance(runnable, Handle):
-                                settle(<Handle>runnable)
-                        elif not runnable._cancelled:
-                            runnable._run()
-                    todo = 0
-                except (SystemExit, KeyboardInterrupt):
-                    raise
-                except BaseException as exc:
-                    if not isinstance(runnable, Runnable):
-                        raise
-                    (<Runnable>runnable).failed(self, exc)
-                    if isinstance(runnable, Handle):
-                        settle(<Handle>runnable)
+            (<Runnable>runnable).run()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            (<Runnable>runnable).failed(self, exc)
         finally:
-            if self.rearm:
-                self.arm_again()
+            if isinstance(runnable, Handle):
+                settle(<Handle>runnable)
         return 0
 
     cdef int run_debug(self, object runnable) except -1:
@@ -771,8 +802,8 @@ cdef bint learn(PyObject *names) noexcept:
     return True
 
 
-cdef inline object given_context(PyObject **args, Py_ssize_t count, PyObject *names):
-    return None if names is NULL else <object>args[count]
+cdef inline PyObject *given_context(PyObject **args, Py_ssize_t count, PyObject *names) noexcept:
+    return NULL if names is NULL else args[count]
 
 
 cdef object any_form(object method, object self, PyObject **args, Py_ssize_t count, PyObject *names):
@@ -782,19 +813,19 @@ cdef object any_form(object method, object self, PyObject **args, Py_ssize_t cou
 cdef object fast_call_soon(object self, PyObject **args, Py_ssize_t count, PyObject *names):
     if count < 1 or not usual(names):
         return any_form(slow_call_soon, self, args, count, names)
-    return (<Scheduler>self).soon(<object>args[0], args + 1, count - 1, given_context(args, count, names))
+    return (<Scheduler>self).soon(args[0], args + 1, count - 1, given_context(args, count, names))
 
 
 cdef object fast_call_soon_threadsafe(object self, PyObject **args, Py_ssize_t count, PyObject *names):
     if count < 1 or not usual(names):
         return any_form(slow_call_soon_threadsafe, self, args, count, names)
-    return (<Scheduler>self).soon_threadsafe(<object>args[0], args + 1, count - 1, given_context(args, count, names))
+    return (<Scheduler>self).soon_threadsafe(args[0], args + 1, count - 1, given_context(args, count, names))
 
 
 cdef object fast_call_later(object self, PyObject **args, Py_ssize_t count, PyObject *names):
     if count < 2 or not usual(names) or (<Scheduler>self).overrides_call_at:
         return any_form(slow_call_later, self, args, count, names)
-    return (<Scheduler>self).later(<object>args[0], <object>args[1], args + 2, count - 2,
+    return (<Scheduler>self).later(<object>args[0], args[1], args + 2, count - 2,
                                    given_context(args, count, names))
 
 

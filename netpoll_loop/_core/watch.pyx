@@ -229,7 +229,7 @@ cdef class WatchLoop(Scheduler):
 
     def _add_reader(self, fd, callback, *args):
         self._check_closed()
-        cdef Handle handle = new_handle(self, callback, tuple_items(args, 0), len(args), None)
+        cdef Handle handle = new_handle(self, <PyObject *>callback, tuple_items(args, 0), len(args), NULL)
         cdef FdWatch watch = self.watch_of(c_int(fileno_of(fd)), fd)
         cdef Handle former = watch.reader
         watch.reader = handle
@@ -257,7 +257,7 @@ cdef class WatchLoop(Scheduler):
 
     def _add_writer(self, fd, callback, *args):
         self._check_closed()
-        cdef Handle handle = new_handle(self, callback, tuple_items(args, 0), len(args), None)
+        cdef Handle handle = new_handle(self, <PyObject *>callback, tuple_items(args, 0), len(args), NULL)
         cdef int number = c_int(fileno_of(fd))
         transport = self.find_descriptor(number)
         if isinstance(transport, StreamTransport):
