@@ -863,14 +863,14 @@ cdef object replace_by(int i, object method, const char *name, fast_entry entry,
 
 cdef object slow_call_soon = replace_by(
     0, Scheduler.call_soon, b"call_soon", fast_call_soon,
-    b"call_soon($self, callback, /, *args, context=None)\n--\n\nasyncio.loop.call_soon.")
+    b"call_soon($self, callback, *args, context=None)\n--\n\nasyncio.loop.call_soon.")
 cdef object slow_call_soon_threadsafe = replace_by(
     1, Scheduler.call_soon_threadsafe, b"call_soon_threadsafe", fast_call_soon_threadsafe,
-    b"call_soon_threadsafe($self, callback, /, *args, context=None)\n--\n\n"
+    b"call_soon_threadsafe($self, callback, *args, context=None)\n--\n\n"
     b"asyncio.loop.call_soon_threadsafe: from any thread, wakes the loop.")
 cdef object slow_call_later = replace_by(
     2, Scheduler.call_later, b"call_later", fast_call_later,
-    b"call_later($self, delay, callback, /, *args, context=None)\n--\n\n"
+    b"call_later($self, delay, callback, *args, context=None)\n--\n\n"
     b"asyncio.loop.call_later; delay in seconds.")
 # The keywords are those of this Python's asyncio; 3.13.0 gets those of 3.13.3 (parameters.py).
 cdef str parameters = str(inspect.signature(_base_events.BaseEventLoop.create_task))[len("(self"):-1]

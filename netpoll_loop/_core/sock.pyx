@@ -7,21 +7,36 @@ that nothing that was received can be lost by a cancellation.  An operation is
 an object, not a closure: a closure would keep the socket in a reference cycle.
 """
 
+cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.object cimport PyObject
 from libc.errno cimport EAGAIN, EBADF, EINTR, errno
 
-from netpoll_loop._core.engine cimport NP_LEVEL
+from netpoll_loop._core.engine cimport NP_LEVEL, NP_WAIT
 from netpoll_loop._core.scheduler cimport SCRATCH_SIZE, Scheduler
 from netpoll_loop._core.server cimport ServingLoop
 from netpoll_loop._core.watch cimport FdWatch
 
 import os
 import socket as _socket
+import warnings
 from asyncio import base_events as _base_events
 from asyncio import sleep as _sleep
 
 cdef extern from "Python.h":
+    ctypedef struct PyAsyncMethods:
+        int (*am_send)(PyObject *, PyObject *, PyObject **) noexcept
+    ctypedef struct PyTypeObject:
+        PyAsyncMethods *tp_as_async
+    Py_ssize_t PY_SSIZE_T_MAX
+    int PYGEN_RETURN
+    int PYGEN_ERROR
+    int PYGEN_NEXT
+    PyObject *Py_None
+    void Py_XDECREF(PyObject *o)
+    void PyErr_Fetch(PyObject **, PyObject **, PyObject **)
+    void PyErr_Restore(PyObject *, PyObject *, PyObject *)
     int PyErr_CheckSignals() except -1
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -68,40 +83,233 @@ cdef ssize_t try_send(int fd, const char *buf, size_t size) except -2:
         PyErr_CheckSignals()
 
 
-cdef class Operation:
-    """One operation on a socket, tried until it doesn't block."""
+cdef enum:
+    FRESH = 0   # not awaited yet
+    PARKED = 1  # waits on its socket, by a future
+    DONE = 2    # returned, raised or closed
 
+
+cdef class SockLoop(ServingLoop)
+
+
+@cython.no_gc_clear
+cdef class Operation:
+    """One operation on a socket, tried until it doesn't block: the coroutine that sock_recv and its kin return.
+
+    A coroutine by its methods (collections.abc.Coroutine), not by its type: an operation that can be done at once
+    costs one small object, and no exception carries its result (am_send).
+    """
+
+    cdef SockLoop loop
     cdef object sock
+    cdef str method
+    cdef bint writes
+    # Its first attempt was made already.
+    cdef bint parks_first
+    cdef int state
+    # While PARKED: where, and the future there.
+    cdef FdWatch watch
+    cdef object waiters
+    cdef object waiter
+
+    cdef int begin(self) except -1:
+        """Before the first attempt: looks at the arguments."""
+        self.loop.check_sock(self.sock)
+        return 0
 
     cdef object attempt(self):
         """Its result, or None when it would block."""
         raise NotImplementedError
 
+    cdef object outcome(self, object result):
+        """What the caller gets for that result."""
+        return result
+
+    cdef bint in_vain(self) except -1:
+        """Whether an attempt would surely block."""
+        return False
+
+    cdef void end(self) noexcept:
+        """It is DONE, whatever came of it."""
+
+    # ---- the steps ----------------------------------------------------------
+
+    cdef object park(self, bint first):
+        cdef object waiter = self.loop.park_on(self.watch, self.waiters, first)
+        self.waiter = waiter
+        self.state = PARKED
+        self.watch.pin(self.sock)
+        waiter._asyncio_future_blocking = True
+        return waiter
+
+    cdef object first_step(self):
+        cdef object result
+        self.state = DONE
+        self.begin()
+        if not self.parks_first and not self.loop.others_wait(self.sock, self.writes) and not self.in_vain():
+            result = self.attempt()
+            if result is not None:
+                self.end()
+                return self.outcome(result)
+        self.watch = self.loop.socket_watch(self.sock)
+        self.waiters = self.watch.write_waiters if self.writes else self.watch.read_waiters
+        return self.park(False)
+
+    cdef object next_step(self):
+        cdef object result
+        if self.state != PARKED:
+            raise RuntimeError("cannot reuse already awaited coroutine")
+        self.waiter.result()
+        result = self.attempt()
+        if result is not None:
+            self.leave()
+            return self.outcome(result)
+        self.loop.take_out(self.waiters, self.waiter)
+        self.state = DONE
+        return self.park(True)
+
+    cdef int leave(self) except -1:
+        if self.state == PARKED:
+            self.state = DONE
+            self.end()
+            self.loop.leave(self.watch, self.waiters, self.waiter)
+            self.waiter = None
+        return 0
+
+    cdef void failed(self) noexcept:
+        """The error indicator is set; nothing of the operation may be left behind."""
+        cdef PyObject *t = NULL
+        cdef PyObject *v = NULL
+        cdef PyObject *tb = NULL
+        PyErr_Fetch(&t, &v, &tb)
+        try:
+            self.leave()
+            self.end()
+        finally:
+            PyErr_Restore(t, v, tb)
+
+    # ---- a coroutine ----------------------------------------------------------
+
+    def __await__(self):
+        return self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return self.send(None)
+
+    def send(self, value):
+        """Goes on; raises StopIteration with the result, or returns a future to wait for."""
+        cdef PyObject *result = NULL
+        if am_send(<PyObject *>self, Py_None, &result) == PYGEN_ERROR:
+            raise_what_is_set()
+        value = <object>result
+        Py_XDECREF(result)
+        if self.state == PARKED:
+            return value
+        raise StopIteration(value)
+
+    def throw(self, kind, value=None, traceback=None):
+        """Ends it with that exception."""
+        if self.state == DONE:
+            raise RuntimeError("cannot reuse already awaited coroutine")
+        self.abandon()
+        if value is None:
+            value = kind() if isinstance(kind, type) else kind
+        if traceback is not None:
+            value = value.with_traceback(traceback)
+        raise value
+
+    def close(self):
+        """Ends it, if it has not ended."""
+        self.abandon()
+
+    cdef int abandon(self) except -1:
+        if self.state == FRESH:
+            self.state = DONE
+        return self.leave()
+
+    def __dealloc__(self):
+        if self.state == PARKED:
+            self.leave()
+        elif self.state == FRESH and self.method is not None:
+            warnings.warn(f"coroutine 'SockLoop.{self.method}' was never awaited", RuntimeWarning, stacklevel=1)
+
+    @property
+    def __name__(self):
+        return self.method
+
+    @property
+    def __qualname__(self):
+        return f"SockLoop.{self.method}"
+
+    @property
+    def cr_running(self):
+        return False
+
+
+cdef int raise_what_is_set() except -1:
+    return -1
+
+
+cdef object step(Operation self):
+    return self.first_step() if self.state == FRESH else self.next_step()
+
+
+ctypedef PyObject *(*quiet_step)(PyObject *self) noexcept
+
+
+cdef int am_send(PyObject *self, PyObject *value, PyObject **result) noexcept:
+    """PyAsyncMethods.am_send: a result, or a future to wait for, without an exception."""
+    cdef Operation operation = <Operation>self
+    result[0] = (<quiet_step>step)(self)
+    if result[0] is NULL:
+        operation.failed()
+        return PYGEN_ERROR
+    return PYGEN_NEXT if operation.state == PARKED else PYGEN_RETURN
+
 
 cdef class Call(Operation):
     """A method of the socket object that raises BlockingIOError when it would block."""
 
-    cdef str method
+    cdef str function
     cdef tuple args
+
+    cdef int begin(self) except -1:
+        Operation.begin(self)
+        if self.method == "sock_recvfrom_into" and not self.args[1]:
+            self.args = (self.args[0], len(self.args[0]))
+        return 0
 
     cdef object attempt(self):
         try:
-            return getattr(self.sock, self.method)(*self.args)
+            return getattr(self.sock, self.function)(*self.args)
         except (BlockingIOError, InterruptedError):
             return None
 
 
-cdef Call call(object sock, str method, tuple args):
-    cdef Call operation = Call.__new__(Call)
-    operation.sock = sock
-    operation.method = method
-    operation.args = args
-    return operation
 
 
 cdef class Receive(Operation):
     cdef Py_ssize_t size
-    cdef Scheduler loop
+
+    cdef bint in_vain(self) except -1:
+        # The socket was drained, and no event has come since.
+        cdef FdWatch watch = self.loop.find_watch(self.sock.fileno())
+        return (
+            watch is not None and watch.drained and watch.desc is not NULL and watch.kind == NP_WAIT
+            and watch.owner is not None and watch.owner() is self.sock
+        )
+
+    cdef int drained(self, ssize_t count) except -1:
+        # A short read has emptied the socket, unless the peer has hung up: then the end comes without a new event.
+        cdef FdWatch watch
+        if count < self.size:
+            watch = self.watch if self.state == PARKED else self.loop.find_watch(self.sock.fileno())
+            if watch is not None and not watch.hung_up:
+                watch.drained = True
+        return 0
 
     cdef object attempt(self):
         cdef Py_ssize_t size = self.size
@@ -109,13 +317,33 @@ cdef class Receive(Operation):
         cdef bytes data
         if size <= SCRATCH_SIZE:
             count = try_recv(self.sock.fileno(), self.loop.scratch, size)
-            return None if count < 0 else PyBytes_FromStringAndSize(self.loop.scratch, count)
-        data = PyBytes_FromStringAndSize(NULL, size)
-        count = try_recv(self.sock.fileno(), PyBytes_AS_STRING(data), size)
-        return None if count < 0 else data[:count]
+            data = None if count < 0 else PyBytes_FromStringAndSize(self.loop.scratch, count)
+        else:
+            data = PyBytes_FromStringAndSize(NULL, size)
+            count = try_recv(self.sock.fileno(), PyBytes_AS_STRING(data), size)
+            data = None if count < 0 else data[:count]
+        self.drained(count)
+        return data
+
+
+cdef Call called(SockLoop loop, object sock, str method, bint writes, str function, tuple args):
+    cdef Call operation = Call.__new__(Call)
+    operation.loop = loop
+    operation.sock = sock
+    operation.method = method
+    operation.writes = writes
+    operation.function = function
+    operation.args = args
+    return operation
 
 
 cdef class Accept(Operation):
+    cdef int begin(self) except -1:
+        Operation.begin(self)
+        # An object that isn't a socket fails here, in asyncio's words.
+        self.sock.fileno()
+        return 0
+
     cdef object attempt(self):
         try:
             conn, address = self.sock.accept()
@@ -128,28 +356,29 @@ cdef class Accept(Operation):
 cdef class SendAll(Operation):
     """Sends from a buffer that it holds until all is sent."""
 
+    cdef object data
     cdef Py_buffer view
     cdef bint held
     cdef ssize_t sent
     # A socket of another type than socket.socket: its own send() is called.
     cdef object left
 
-    cdef int hold(self, object data) except -1:
-        PyObject_GetBuffer(data, &self.view, PyBUF_SIMPLE)
+    cdef int begin(self) except -1:
+        Operation.begin(self)
+        PyObject_GetBuffer(self.data, &self.view, PyBUF_SIMPLE)
         self.held = True
         if type(self.sock) is not SocketType:
-            self.left = memoryview(data).cast("B")
+            self.left = memoryview(self.data).cast("B")
         return 0
 
-    cdef void release(self) noexcept:
+    cdef void end(self) noexcept:
         if self.held:
             self.held = False
             self.left = None
             PyBuffer_Release(&self.view)
 
-    def __dealloc__(self):
-        if self.held:
-            PyBuffer_Release(&self.view)
+    cdef object outcome(self, object result):
+        return None
 
     cdef object attempt(self):
         cdef ssize_t count
@@ -171,6 +400,9 @@ cdef class Connect(Operation):
 
     cdef object address
 
+    cdef object outcome(self, object result):
+        return None
+
     cdef object attempt(self):
         error = self.sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
         if error != 0:
@@ -190,7 +422,9 @@ cdef class SockLoop(ServingLoop):
     cdef Py_ssize_t parked
 
     cdef int check_sock(self, object sock) except -1:
-        check_ssl_socket(sock)
+        if type(sock) is not SocketType:
+            check_ssl_socket(sock)
+        self.quiet = 0
         if self._debug and sock.gettimeout() != 0:
             raise ValueError("the socket must be non-blocking")
         return 0
@@ -257,95 +491,51 @@ cdef class SockLoop(ServingLoop):
             watch.update()
         return 0
 
-    cdef object try_now(self, Operation operation, bint write):
-        """The result, or None: it would block, or others came first."""
-        if self.others_wait(operation.sock, write):
-            return None
-        return operation.attempt()
-
-    async def _park(self, Operation operation, bint write):
-        """Parks until it is done; for an operation that could not be done at once."""
-        cdef FdWatch watch
-        cdef object waiters
-        cdef bint again = False
-        sock = operation.sock
-        watch = self.socket_watch(sock)
-        waiters = watch.write_waiters if write else watch.read_waiters
-        while True:
-            waiter = self.park_on(watch, waiters, again)
-            watch.pin(sock)
-            try:
-                await waiter
-                result = operation.attempt()
-            except BaseException:
-                self.leave(watch, waiters, waiter)
-                raise
-            if result is not None:
-                self.leave(watch, waiters, waiter)
-                return result
-            self.take_out(waiters, waiter)
-            again = True
-
-    async def _call(self, Operation operation, bint write):
-        result = self.try_now(operation, write)
-        return result if result is not None else await self._park(operation, write)
-
-    async def sock_recv(self, sock, n):
+    def sock_recv(self, sock, n):
         """asyncio.loop.sock_recv: at most n bytes; b"" is the end of the stream."""
         cdef Receive operation
-        self.check_sock(sock)
-        if type(sock) is not SocketType or not isinstance(n, int) or n < 0:
-            return await self._call(call(sock, "recv", (n,)), False)
+        if type(sock) is not SocketType or type(n) is not int or not 0 <= n <= PY_SSIZE_T_MAX:
+            return called(self, sock, "sock_recv", False, "recv", (n,))
         operation = Receive.__new__(Receive)
-        operation.sock = sock
-        operation.size = n
         operation.loop = self
-        result = self.try_now(operation, False)
-        return result if result is not None else await self._park(operation, False)
+        operation.sock = sock
+        operation.method = "sock_recv"
+        operation.size = n
+        return operation
 
-    async def sock_recv_into(self, sock, buf):
+    def sock_recv_into(self, sock, buf):
         """asyncio.loop.sock_recv_into: the number of bytes received into buf."""
-        self.check_sock(sock)
-        return await self._call(call(sock, "recv_into", (buf,)), False)
+        return called(self, sock, "sock_recv_into", False, "recv_into", (buf,))
 
-    async def sock_recvfrom(self, sock, bufsize):
+    def sock_recvfrom(self, sock, bufsize):
         """asyncio.loop.sock_recvfrom: (data, address)."""
-        self.check_sock(sock)
-        return await self._call(call(sock, "recvfrom", (bufsize,)), False)
+        return called(self, sock, "sock_recvfrom", False, "recvfrom", (bufsize,))
 
-    async def sock_recvfrom_into(self, sock, buf, nbytes=0):
+    def sock_recvfrom_into(self, sock, buf, nbytes=0):
         """asyncio.loop.sock_recvfrom_into: (number of bytes, address)."""
-        self.check_sock(sock)
-        if not nbytes:
-            nbytes = len(buf)
-        return await self._call(call(sock, "recvfrom_into", (buf, nbytes)), False)
+        return called(self, sock, "sock_recvfrom_into", False, "recvfrom_into", (buf, nbytes))
 
-    async def sock_sendall(self, sock, data):
+    def sock_sendall(self, sock, data):
         """asyncio.loop.sock_sendall: returns when the socket has taken all of data."""
-        cdef SendAll operation
-        self.check_sock(sock)
-        operation = SendAll.__new__(SendAll)
+        cdef SendAll operation = SendAll.__new__(SendAll)
+        operation.loop = self
         operation.sock = sock
-        operation.hold(data)
-        try:
-            if self.try_now(operation, True) is None:
-                await self._park(operation, True)
-        finally:
-            operation.release()
+        operation.method = "sock_sendall"
+        operation.writes = True
+        operation.data = data
+        return operation
 
-    async def sock_sendto(self, sock, data, address):
+    def sock_sendto(self, sock, data, address):
         """asyncio.loop.sock_sendto: the number of bytes sent."""
-        self.check_sock(sock)
-        return await self._call(call(sock, "sendto", (data, address)), True)
+        return called(self, sock, "sock_sendto", True, "sendto", (data, address))
 
-    async def sock_accept(self, sock):
+    def sock_accept(self, sock):
         """asyncio.loop.sock_accept: (connection, address)."""
-        cdef Accept operation
-        self.check_sock(sock)
-        sock.fileno()
-        operation = Accept.__new__(Accept)
+        cdef Accept operation = Accept.__new__(Accept)
+        operation.loop = self
         operation.sock = sock
-        return await self._call(operation, False)
+        operation.method = "sock_accept"
+        return operation
 
     async def sock_connect(self, sock, address):
         """asyncio.loop.sock_connect; host names are resolved first."""
@@ -367,6 +557,16 @@ cdef class SockLoop(ServingLoop):
             # The listener's queue is full and nothing has begun: no event will come (connect(2)).
             await _sleep(UNIX_CONNECT_RETRY)
         operation = Connect.__new__(Connect)
+        operation.loop = self
         operation.sock = sock
+        operation.method = "sock_connect"
+        operation.writes = True
+        operation.parks_first = True
         operation.address = address
-        await self._park(operation, True)
+        await operation
+
+
+# The types inherit PyAsyncMethods from Operation, but for the slot that Cython doesn't know.
+for cls in (Operation, Call, Receive, Accept, SendAll, Connect):
+    (<PyTypeObject *>cls).tp_as_async.am_send = am_send
+del cls
