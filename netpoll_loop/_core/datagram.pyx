@@ -9,16 +9,17 @@ each turn and transport, what the socket doesn't take is kept with its address.
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.contextvars cimport PyContext_CopyCurrent, PyContext_Enter, PyContext_Exit
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, EINVAL, errno
 from libc.stdint cimport uint32_t
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memcpy
 
-from netpoll_loop._core.address cimport address_object
+from netpoll_loop._core.address cimport RAW_SIZE, address_object
 from netpoll_loop._core.engine cimport NP_ERR, NP_HUP, NP_R, NP_W, NP_WAIT, sockaddr_storage, socklen_t
 from netpoll_loop._core.scheduler cimport SCRATCH_SIZE
 from netpoll_loop._core.transport cimport SocketTransport, os_error
 
 import collections
+import os
 import socket as _socket
 import sys
 from asyncio import constants as _constants
@@ -52,6 +53,15 @@ _DatagramTransportFacade.__name__ = _DatagramTransportFacade.__qualname__ = "Dat
 cdef object facade = _DatagramTransportFacade
 
 
+cdef enum:
+    SENDERS = 32
+
+
+cdef struct sender_address:
+    socklen_t length
+    char raw[RAW_SIZE]
+
+
 cdef class DatagramTransport(SocketTransport):
     """asyncio.DatagramTransport."""
 
@@ -60,10 +70,11 @@ cdef class DatagramTransport(SocketTransport):
     cdef size_t buffer_size
     # An Internet socket of the socket module's own class: read and written without it.
     cdef bint plain
-    # The sender of the last datagram: as the protocol was told, and as the kernel said.
-    cdef object sender
-    cdef sockaddr_storage sender_raw
-    cdef socklen_t sender_length
+    # Some senders, each in the place that its address says: as the protocol was told, and as
+    # the kernel said; and the place of the last one.
+    cdef list senders
+    cdef sender_address raw_senders[SENDERS]
+    cdef int last
     cdef bint connected
 
     max_size = SCRATCH_SIZE
@@ -73,6 +84,7 @@ cdef class DatagramTransport(SocketTransport):
         try:
             self.address = address
             self.buffer = collections.deque()
+            self.senders = [None] * SENDERS
             self.protocol = protocol
             self.connected = self.extra["peername"] is not None
             self.plain = type(sock) is _socket.socket and self.family in (AF_INET, AF_INET6)
@@ -178,24 +190,36 @@ cdef class DatagramTransport(SocketTransport):
             self.fd, self.loop.scratch, SCRATCH_SIZE, MSG_DONTWAIT, <sockaddr *>&raw, &length
         )
         cdef int error = errno
+        cdef int place
         if count < 0:
             if error not in (EAGAIN, EINTR):
                 self.loop.still.append(self)
                 self.protocol.error_received(os_error(-error))
             return 0
         try:
-            if self.sender is None or length != self.sender_length or memcmp(&raw, &self.sender_raw, length):
-                self.sender = address_object(&raw, length)
-                self.sender_length = length
-                self.sender_raw = raw
+            place = self.sender_of(&raw, length)
             data = PyBytes_FromStringAndSize(self.loop.scratch, count)
         except BaseException as exc:
             self._fatal_error(exc, "Fatal read error on datagram transport")
             return 0
         # Edge-triggered: until EAGAIN there may be more, whatever the protocol raises.
         self.loop.still.append(self)
-        self.protocol.datagram_received(data, self.sender)
+        self.protocol.datagram_received(data, self.senders[place])
         return 0
+
+    cdef int sender_of(self, sockaddr_storage *raw, socklen_t length) except -1:
+        """The sender's place in `senders`."""
+        # Port, and the last byte of an IPv4 address.
+        cdef unsigned char *bytes_ = <unsigned char *>raw
+        cdef int place = (bytes_[2] ^ bytes_[3] ^ bytes_[7]) & (SENDERS - 1)
+        if length > RAW_SIZE:
+            raise OSError(EINVAL, os.strerror(EINVAL))
+        if self.raw_senders[place].length != length or memcmp(raw, self.raw_senders[place].raw, length):
+            self.senders[place] = address_object(raw, length)
+            memcpy(self.raw_senders[place].raw, raw, length)
+            self.raw_senders[place].length = length
+        self.last = place
+        return place
 
     cdef int read(self) except -1:
         if self._conn_lost:
@@ -231,7 +255,8 @@ cdef class DatagramTransport(SocketTransport):
         while True:
             count = c_sendto(
                 self.fd, view.buf, view.len, MSG_DONTWAIT | MSG_NOSIGNAL,
-                <sockaddr *>&self.sender_raw if named else NULL, self.sender_length if named else 0,
+                <sockaddr *>self.raw_senders[self.last].raw if named else NULL,
+                self.raw_senders[self.last].length if named else 0,
             )
             error = errno
             if count >= 0 or error != EINTR:
@@ -242,8 +267,9 @@ cdef class DatagramTransport(SocketTransport):
         return 0
 
     cdef int send(self, object data, object address) except -1:
+        self.loop.quiet = 0
         # A tuple can't change: the object that was delivered is still the address that it was made from.
-        if self.plain and (self.connected or (address is self.sender and address is not None)):
+        if self.plain and (self.connected or (address is not None and address is self.senders[self.last])):
             return self.send_plain(data, not self.connected)
         if self.connected:
             self.sock.send(data)

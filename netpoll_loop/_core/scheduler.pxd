@@ -68,10 +68,11 @@ cdef class Scheduler(Home):
     # A subclass has its own call_at: call_later goes through it, as asyncio's does.
     cdef bint overrides_call_at
 
-    # Of a loop that only runs callbacks (turn): how many polls in a row were in vain, at most
-    # QUIET_TURNS; whoever does I/O sets it to 0.
+    # How many polls in a row found nothing while callbacks were ready, at most QUIET_TURNS: from
+    # then on, and while `still` isn't empty, the loop polls only every POLL_INTERVAL. Whoever
+    # does I/O sets it to 0.
     cdef int quiet
-    # np_ticks of the last poll, and how many of them are POLL_INTERVAL.
+    # np_ticks of the last poll, and how many of them are POLL_INTERVAL; 0: not known yet.
     cdef uint64_t polled_ticks
     cdef uint64_t poll_ticks
     # When the engine was opened: nanoseconds, np_ticks.
@@ -103,7 +104,8 @@ cdef class Scheduler(Home):
     cdef object ring_pop(self)
     cdef int turn(self) except -1
     cdef bint poll_is_due(self) noexcept
-    cdef void polled_in_vain(self) noexcept
+    cdef void learn_ticks(self) noexcept
+    cdef int serve_still(self) except -1
     cdef int poll(self) except -1
     cdef int park(self, int64_t deadline) except -1
     cdef bint linger(self, int64_t deadline) except -1
@@ -123,6 +125,7 @@ cdef class Scheduler(Home):
     cdef object add_timer(self, object when, double seconds, PyObject *callback, PyObject **args,
                           Py_ssize_t count, PyObject *context)
     cdef int track_all(self) except -1
+    cdef object new_future(self)
     cdef np_desc *open_descriptor(self, Descriptor descriptor, int fd, np_kind kind) except NULL
     cdef object find_descriptor(self, object fd)
     cdef int hold(self, Descriptor descriptor) except -1

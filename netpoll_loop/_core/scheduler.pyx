@@ -274,9 +274,12 @@ cdef class Scheduler(Home):
 
     def create_future(self):
         """asyncio.loop.create_future."""
+        return self.new_future()
+
+    cdef object new_future(self):
         cdef PyObject *stack[2]
         stack[1] = <PyObject *>self
-        return PyObject_Vectorcall(_futures.Future, stack + 1, 0, <PyObject *>loop_only)
+        return PyObject_Vectorcall(_futures.Future, stack + 1, PY_VECTORCALL_ARGUMENTS_OFFSET, <PyObject *>loop_only)
 
     def create_task(self, coro, **kwargs):
         """asyncio.loop.create_task."""
@@ -369,22 +372,18 @@ cdef class Scheduler(Home):
     cdef int poll(self) except -1:
         """Asks for events, with the GIL held; parks when there is nothing to run."""
         cdef int64_t deadline
-        cdef list still
-        cdef Descriptor descriptor
         cdef int count = np_poll(self.engine, self.events, EVENTS_MAX)
+        self.polled_ticks = np_ticks()
+        if self.poll_ticks == 0:
+            self.learn_ticks()
         if count:
             self.quiet = 0
             self.dispatch(count)
         if self.still:
-            self.quiet = 0
-            still = self.still
-            self.still = []
-            for item in still:
-                descriptor = <Descriptor>item
-                if descriptor.desc is not NULL:
-                    descriptor.on_ready(NP_R)
+            self.serve_still()
         if self.head != self.tail:
-            self.polled_in_vain()
+            if self.quiet < QUIET_TURNS:
+                self.quiet += 1
         elif not self._stopping:
             self.quiet = 0
             deadline = self.deadline()
@@ -448,10 +447,12 @@ cdef class Scheduler(Home):
             self.arm_again()
         if self.timers.count:
             self.own_clock = self.clock_is_own()
-        if self.quiet < QUIET_TURNS or self.poll_is_due():
+        if (self.quiet < QUIET_TURNS and not self.still) or self.poll_is_due():
             self.poll()
             self.reap()
             PyErr_CheckSignals()
+        elif self.still:
+            self.serve_still()
         if self.timers.count:
             end = self.now() + CLOCK_RESOLUTION
             while self.timers.count and self.timers.first() < end:
@@ -459,25 +460,30 @@ cdef class Scheduler(Home):
         return self.run_ready()
 
     cdef bint poll_is_due(self) noexcept:
-        """For a loop that only runs callbacks: whether POLL_INTERVAL has gone by since the last poll."""
-        if self.head == self.tail or self._stopping or self.still:
+        """For a loop that has enough to do: whether POLL_INTERVAL has gone by since the last poll."""
+        if self._stopping or (self.head == self.tail and not self.still):
             return True
         return np_ticks() - self.polled_ticks >= self.poll_ticks
 
-    cdef void polled_in_vain(self) noexcept:
-        """A poll found nothing, while callbacks were ready."""
-        cdef int64_t elapsed
-        if self.quiet < QUIET_TURNS:
-            self.quiet += 1
-            return
-        self.polled_ticks = np_ticks()
-        elapsed = nanoseconds() - self.opened_at
-        # How long a tick is shows in the time since the loop was made.
-        self.poll_ticks = 0
+    cdef void learn_ticks(self) noexcept:
+        """How long a tick is shows in the time since the loop was made."""
+        cdef int64_t elapsed = nanoseconds() - self.opened_at
         if elapsed >= 1000 * 1000:
             self.poll_ticks = <uint64_t>(
                 <double>POLL_INTERVAL / <double>elapsed * <double>(self.polled_ticks - self.opened_ticks)
             )
+
+    cdef int serve_still(self) except -1:
+        """What may be readable without a new event."""
+        cdef list still = self.still
+        cdef Descriptor descriptor
+        self.still = []
+        self.quiet = 0
+        for item in still:
+            descriptor = <Descriptor>item
+            if descriptor.desc is not NULL:
+                descriptor.on_ready(NP_R)
+        return 0
 
     cdef int run_ready(self) except -1:
         cdef size_t todo = self.tail - self.head

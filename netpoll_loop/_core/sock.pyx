@@ -29,6 +29,10 @@ cdef extern from "Python.h":
         int (*am_send)(PyObject *, PyObject *, PyObject **) noexcept
     ctypedef struct PyTypeObject:
         PyAsyncMethods *tp_as_async
+        PyObject *(*tp_iternext)(PyObject *) noexcept
+    PyObject *PyExc_StopIteration
+    PyObject *PyObject_CallOneArg(PyObject *callable, PyObject *arg)
+    void PyErr_SetObject(PyObject *type, PyObject *value)
     Py_ssize_t PY_SSIZE_T_MAX
     int PYGEN_RETURN
     int PYGEN_ERROR
@@ -109,7 +113,7 @@ cdef class Operation:
     cdef int state
     # While PARKED: where, and the future there.
     cdef FdWatch watch
-    cdef object waiters
+    cdef list waiters
     cdef object waiter
 
     cdef int begin(self) except -1:
@@ -124,10 +128,6 @@ cdef class Operation:
     cdef object outcome(self, object result):
         """What the caller gets for that result."""
         return result
-
-    cdef bint in_vain(self) except -1:
-        """Whether an attempt would surely block."""
-        return False
 
     cdef void end(self) noexcept:
         """It is DONE, whatever came of it."""
@@ -144,16 +144,38 @@ cdef class Operation:
 
     cdef object first_step(self):
         cdef object result
+        cdef FdWatch watch = None
         self.state = DONE
         self.begin()
-        if not self.parks_first and not self.loop.others_wait(self.sock, self.writes) and not self.in_vain():
+        if self.loop.parked or not self.writes:
+            watch = self.watch_there_is()
+        self.watch = watch
+        if not self.parks_first and (watch is None or not self.has_to_wait(watch)):
             result = self.attempt()
             if result is not None:
                 self.end()
                 return self.outcome(result)
-        self.watch = self.loop.socket_watch(self.sock)
-        self.waiters = self.watch.write_waiters if self.writes else self.watch.read_waiters
+        if watch is None:
+            watch = self.watch = self.loop.socket_watch(self.sock)
+        self.waiters = watch.write_waiters if self.writes else watch.read_waiters
         return self.park(False)
+
+    cdef FdWatch watch_there_is(self):
+        """The watch of this socket object; None if it has never waited."""
+        cdef FdWatch watch
+        if type(self.sock) is not SocketType and not hasattr(self.sock, "fileno"):
+            # No socket: the operation itself says so, in asyncio's words.
+            return None
+        watch = self.loop.find_watch(self.sock.fileno())
+        if watch is None or watch.owner is None or watch.owner() is not self.sock:
+            return None
+        return watch
+
+    cdef bint has_to_wait(self, FdWatch watch):
+        """Somebody came first, or an attempt would surely block: a read has emptied the socket."""
+        if self.writes:
+            return len(watch.write_waiters) > 0
+        return len(watch.read_waiters) > 0 or (watch.drained and watch.desc is not NULL and watch.kind == NP_WAIT)
 
     cdef object next_step(self):
         cdef object result
@@ -259,15 +281,34 @@ cdef object step(Operation self):
 
 ctypedef PyObject *(*quiet_step)(PyObject *self) noexcept
 
+# NULL with the error indicator set, where Cython's own call would raise.
+cdef quiet_step step_quietly = <quiet_step>step
+
 
 cdef int am_send(PyObject *self, PyObject *value, PyObject **result) noexcept:
     """PyAsyncMethods.am_send: a result, or a future to wait for, without an exception."""
     cdef Operation operation = <Operation>self
-    result[0] = (<quiet_step>step)(self)
+    result[0] = step_quietly(self)
     if result[0] is NULL:
         operation.failed()
         return PYGEN_ERROR
     return PYGEN_NEXT if operation.state == PARKED else PYGEN_RETURN
+
+
+cdef PyObject *iternext(PyObject *self) noexcept:
+    """tp_iternext: what the interpreter's own await calls. NULL without an error is the end with None."""
+    cdef PyObject *result = NULL
+    cdef PyObject *stop
+    if am_send(self, Py_None, &result) != PYGEN_RETURN:
+        return result
+    if result != Py_None:
+        # An instance: a tuple would be taken for the arguments of StopIteration.
+        stop = PyObject_CallOneArg(PyExc_StopIteration, result)
+        if stop is not NULL:
+            PyErr_SetObject(PyExc_StopIteration, stop)
+            Py_XDECREF(stop)
+    Py_XDECREF(result)
+    return NULL
 
 
 cdef class Call(Operation):
@@ -294,23 +335,6 @@ cdef class Call(Operation):
 cdef class Receive(Operation):
     cdef Py_ssize_t size
 
-    cdef bint in_vain(self) except -1:
-        # The socket was drained, and no event has come since.
-        cdef FdWatch watch = self.loop.find_watch(self.sock.fileno())
-        return (
-            watch is not None and watch.drained and watch.desc is not NULL and watch.kind == NP_WAIT
-            and watch.owner is not None and watch.owner() is self.sock
-        )
-
-    cdef int drained(self, ssize_t count) except -1:
-        # A short read has emptied the socket, unless the peer has hung up: then the end comes without a new event.
-        cdef FdWatch watch
-        if count < self.size:
-            watch = self.watch if self.state == PARKED else self.loop.find_watch(self.sock.fileno())
-            if watch is not None and not watch.hung_up:
-                watch.drained = True
-        return 0
-
     cdef object attempt(self):
         cdef Py_ssize_t size = self.size
         cdef ssize_t count
@@ -322,7 +346,9 @@ cdef class Receive(Operation):
             data = PyBytes_FromStringAndSize(NULL, size)
             count = try_recv(self.sock.fileno(), PyBytes_AS_STRING(data), size)
             data = None if count < 0 else data[:count]
-        self.drained(count)
+        if count < size and self.watch is not None and not self.watch.hung_up:
+            # A short read has emptied the socket; after a hang-up the end comes without a new event.
+            self.watch.drained = True
         return data
 
 
@@ -440,24 +466,11 @@ cdef class SockLoop(ServingLoop):
         self._ensure_fd_no_transport(fd)
         return self.watch_of(fd, sock)
 
-    cdef bint others_wait(self, object sock, bint write) except -1:
-        """Whether somebody came first."""
-        cdef FdWatch watch
-        if self.parked == 0:
-            return False
-        if not hasattr(sock, "fileno"):
-            # No socket: the operation itself says so, in asyncio's words.
-            return False
-        watch = self.find_watch(sock.fileno())
-        if watch is None or (watch.owner is not None and watch.owner() is not sock):
-            return False
-        return len(watch.write_waiters if write else watch.read_waiters) > 0
-
-    cdef object park_on(self, FdWatch watch, object waiters, bint first):
+    cdef object park_on(self, FdWatch watch, list waiters, bint first):
         """A future that is done when it is this waiter's turn to try."""
-        cdef object waiter = self.create_future()
+        cdef object waiter = self.new_future()
         if first:
-            waiters.appendleft(waiter)
+            waiters.insert(0, waiter)
         else:
             waiters.append(waiter)
         try:
@@ -469,7 +482,7 @@ cdef class SockLoop(ServingLoop):
         self.parked += 1
         return waiter
 
-    cdef int take_out(self, object waiters, object waiter) except -1:
+    cdef int take_out(self, list waiters, object waiter) except -1:
         # An eviction has cleared the queue.
         self.parked -= 1
         try:
@@ -478,7 +491,7 @@ cdef class SockLoop(ServingLoop):
             pass
         return 0
 
-    cdef int leave(self, FdWatch watch, object waiters, object waiter) except -1:
+    cdef int leave(self, FdWatch watch, list waiters, object waiter) except -1:
         # Done, failed or cancelled: the next one in the queue may try.
         self.take_out(waiters, waiter)
         if not watch.read_waiters and not watch.write_waiters:
@@ -566,7 +579,8 @@ cdef class SockLoop(ServingLoop):
         await operation
 
 
-# The types inherit PyAsyncMethods from Operation, but for the slot that Cython doesn't know.
+# A slot that Cython doesn't know, and one that it would fill with a wrapper of __next__.
 for cls in (Operation, Call, Receive, Accept, SendAll, Connect):
     (<PyTypeObject *>cls).tp_as_async.am_send = am_send
+    (<PyTypeObject *>cls).tp_iternext = iternext
 del cls

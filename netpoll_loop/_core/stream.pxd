@@ -16,8 +16,10 @@ cdef class StreamTransport(SocketTransport):
     # Hidden from loop._transports while loop.sendfile owns the socket.
     cdef public bint _hidden
     cdef bint buffered
-    # The protocol is asyncio.StreamReaderProtocol: see feed().
+    # The protocol is asyncio.StreamReaderProtocol: see reader_to_feed().
     cdef bint feeds
+    # Bytes that the next read asks for, if it isn't a small one.
+    cdef size_t room
     # End of file was seen and the protocol keeps the connection half-open.
     cdef bint read_eof
     # Something was queued; what to do when it is sent (close, eof) is pending.
@@ -33,7 +35,11 @@ cdef class StreamTransport(SocketTransport):
     cdef int write_progress(self) except -1
     cdef int send_or_queue(self, object data, const char *buf, size_t size) except -1
     cdef int queue_rest(self, object data, const char *buf, size_t size, size_t sent) except -1
-    cdef bint feed(self, const char *data, Py_ssize_t count) except -1
+    cdef int nothing_read(self, ssize_t count) except -1
+    cdef int reading_failed(self, str message) except -1
+    cdef void expect(self, size_t count) noexcept
+    cdef object reader_to_feed(self)
+    cdef int read_into(self, object reader) except -1
     cdef int begin_queueing(self) except -1
     cdef int hand_over(self, object data, const char *buf, size_t size) except -1
     cdef bint unsent(self) except -1

@@ -42,6 +42,11 @@ cdef extern from "Python.h":
     Py_ssize_t PyByteArray_GET_SIZE(object o)
     char *PyByteArray_AS_STRING(object o)
     int PyByteArray_Resize(object o, Py_ssize_t size) except -1
+    # Without Cython's own handling of references and errors.
+    PyObject *BytesFrom "PyBytes_FromStringAndSize"(const char *data, Py_ssize_t size)
+    char *BYTES "PyBytes_AS_STRING"(PyObject *o)
+    int _PyBytes_Resize(PyObject **o, Py_ssize_t size)
+    PyObject *CallMethodOneArg "PyObject_CallMethodOneArg"(PyObject *o, PyObject *name, PyObject *arg)
 
 cdef extern from "<sys/socket.h>" nogil:
     int c_shutdown "shutdown"(int fd, int how)
@@ -67,6 +72,8 @@ cdef extern from "<poll.h>" nogil:
 
 cdef enum:
     IOV_MAX = 64
+    # Bytes. What is not larger is received into the loop's own buffer and copied.
+    SMALL_READ = 4096
 
 cdef object BufferedProtocol = _protocols.BufferedProtocol
 cdef object StreamReader = _streams.StreamReader
@@ -94,6 +101,10 @@ class _StreamTransportFacade(_transports._FlowControlMixin, _transports.Transpor
 
 _StreamTransportFacade.__name__ = _StreamTransportFacade.__qualname__ = "StreamTransport"
 cdef object facade = _StreamTransportFacade
+
+
+cdef int raise_what_is_set() except -1:
+    return -1
 
 
 cdef inline bint is_method(object method, object function) noexcept:
@@ -220,6 +231,8 @@ cdef class StreamTransport(SocketTransport):
 
     def set_protocol(self, protocol):
         """asyncio.BaseTransport.set_protocol."""
+        if self.room == 0:
+            self.room = SMALL_READ
         # asyncio asks for the class; uvloop, and so its users, also for the methods.
         self.buffered = isinstance(protocol, BufferedProtocol) or (
             hasattr(protocol, "get_buffer") and not hasattr(protocol, "data_received")
@@ -305,69 +318,127 @@ cdef class StreamTransport(SocketTransport):
         return 0
 
     cdef int read(self) except -1:
-        cdef char *scratch = self.loop.scratch
         cdef ssize_t count
-        cdef object data = None
+        cdef PyObject *data = NULL
+        cdef PyObject *result
         if self._conn_lost:
             return 0
-        count = np_recv(self.loop.engine, self.desc, scratch, SCRATCH_SIZE)
+        if self.feeds:
+            reader = self.reader_to_feed()
+            if reader is not None:
+                return self.read_into(reader)
+        if self.room <= SMALL_READ:
+            # Small pieces are copied: a bytes object of the right size is cheaper than one that has to shrink.
+            count = np_recv(self.loop.engine, self.desc, self.loop.scratch, SCRATCH_SIZE)
+            if count > 0:
+                data = BytesFrom(self.loop.scratch, count)
+        else:
+            data = BytesFrom(NULL, self.room)
+            if data is NULL:
+                return self.reading_failed("Fatal read error on socket transport")
+            count = np_recv(self.loop.engine, self.desc, BYTES(data), self.room)
+            if count > 0 and count != <ssize_t>self.room:
+                _PyBytes_Resize(&data, count)
+            elif count <= 0:
+                Py_DECREF(data)
         if count > 0:
-            try:
-                if self.feeds:
-                    data = b""
-                    if self.feed(scratch, count):
-                        return self.after_read()
-                    data = None
-                data = PyBytes_FromStringAndSize(scratch, count)
-                PyObject_CallMethodOneArg(self.protocol, s_data_received, data)
-            except (SystemExit, KeyboardInterrupt):
-                raise
-            except BaseException as exc:
+            if data is NULL:
                 # Without the memory for them the bytes are lost: the stream must not go on.
-                self._fatal_error(
-                    exc,
-                    "Fatal read error on socket transport" if data is None
-                    else "Fatal error: protocol.data_received() call failed.",
-                )
+                self.reading_failed("Fatal read error on socket transport")
+            else:
+                self.expect(count)
+                result = CallMethodOneArg(<PyObject *>self.protocol, <PyObject *>s_data_received, data)
+                Py_DECREF(data)
+                if result is NULL:
+                    self.reading_failed("Fatal error: protocol.data_received() call failed.")
+                else:
+                    Py_DECREF(result)
             return self.after_read()
+        return self.nothing_read(count)
+
+    cdef int nothing_read(self, ssize_t count) except -1:
         if count == 0:
             return self.received_eof()
         if count != -EAGAIN:
             self._fatal_error(os_error(count), "Fatal read error on socket transport")
         return 0
 
-    cdef bint feed(self, const char *data, Py_ssize_t count) except -1:
-        """What StreamReaderProtocol.data_received and StreamReader.feed_data do, straight from the scratch buffer.
+    cdef int reading_failed(self, str message) except -1:
+        """The error indicator is set."""
+        try:
+            raise_what_is_set()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._fatal_error(exc, message)
+        return 0
 
-        False, and nothing done, where anything of the two isn't asyncio's own.
+    cdef void expect(self, size_t count) noexcept:
+        """How much room the next read gets, by what this one has found."""
+        if count >= self.room or (self.room <= SMALL_READ and count > SMALL_READ):
+            self.room = SMALL_READ
+            while self.room <= count and self.room < SCRATCH_SIZE:
+                self.room *= 2
+        elif count < self.room // 4 and self.room > SMALL_READ:
+            self.room //= 2
+
+    cdef object reader_to_feed(self):
+        """The StreamReader that gets the bytes without StreamReaderProtocol.data_received and feed_data.
+
+        None where anything of the two isn't asyncio's own.
         """
-        cdef Py_ssize_t size
-        cdef object reader, buffer, waiter
+        cdef object reader
         if not is_method(self.protocol.data_received, asyncios_data_received):
-            return False
+            return None
         reference = self.protocol._stream_reader_wr
         reader = reference() if reference is not None else None
         if type(reader) is not StreamReader or reader._eof or not is_method(reader.feed_data, asyncios_feed_data):
-            return False
-        buffer = reader._buffer
-        if type(buffer) is not bytearray:
-            return False
-        size = PyByteArray_GET_SIZE(buffer)
-        PyByteArray_Resize(buffer, size + count)
-        memcpy(PyByteArray_AS_STRING(buffer) + size, data, count)
-        waiter = reader._waiter
-        if waiter is not None:
-            reader._waiter = None
-            if not waiter.cancelled():
-                waiter.set_result(None)
-        if size + count > 2 * reader._limit and reader._transport is not None and not reader._paused:
+            return None
+        return reader if type(reader._buffer) is bytearray else None
+
+    cdef int read_into(self, object reader) except -1:
+        """What the two methods do, with the bytes received straight into the reader's buffer."""
+        cdef object buffer = reader._buffer
+        cdef object waiter
+        cdef Py_ssize_t size = PyByteArray_GET_SIZE(buffer)
+        cdef ssize_t count
+        if self.room <= SMALL_READ:
+            count = np_recv(self.loop.engine, self.desc, self.loop.scratch, SCRATCH_SIZE)
+        else:
+            count = self.room
+        if count > 0:
             try:
-                reader._transport.pause_reading()
-            except NotImplementedError:
-                reader._transport = None
+                PyByteArray_Resize(buffer, size + count)
+            except BaseException as exc:
+                # Exported (a BufferError), or no memory.
+                self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
+                return 0
+            if self.room <= SMALL_READ:
+                memcpy(PyByteArray_AS_STRING(buffer) + size, self.loop.scratch, count)
             else:
-                reader._paused = True
-        return True
+                count = np_recv(self.loop.engine, self.desc, PyByteArray_AS_STRING(buffer) + size, count)
+                PyByteArray_Resize(buffer, size + max(count, 0))
+        if count <= 0:
+            return self.nothing_read(count)
+        self.expect(count)
+        try:
+            waiter = reader._waiter
+            if waiter is not None:
+                reader._waiter = None
+                if not waiter.cancelled():
+                    waiter.set_result(None)
+            if size + count > 2 * reader._limit and reader._transport is not None and not reader._paused:
+                try:
+                    reader._transport.pause_reading()
+                except NotImplementedError:
+                    reader._transport = None
+                else:
+                    reader._paused = True
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
+        return self.after_read()
 
     cdef int read_buffered(self) except -1:
         cdef Py_buffer view

@@ -14,8 +14,8 @@ cdef class FdWatch(Descriptor):
     cdef Handle reader
     cdef Handle writer
     # Futures of sock_* coroutines that wait for a direction, first come first.
-    cdef object read_waiters
-    cdef object write_waiters
+    cdef list read_waiters
+    cdef list write_waiters
     # The socket object that registered it, by weak reference; None for a bare fd.
     cdef object owner
     # The socket that sock_* coroutines wait on; pinned: close() by others waits for them.
@@ -30,7 +30,7 @@ cdef class FdWatch(Descriptor):
 
     cdef int update(self) except -1
     cdef int push_handle(self, Handle handle) except -1
-    cdef int wake(self, object waiters) except -1
+    cdef int wake(self, list waiters) except -1
     cdef int pin(self, object sock) except -1
     cdef int unpin(self) except -1
 

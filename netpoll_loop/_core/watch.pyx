@@ -7,7 +7,6 @@ sock_* coroutines it is registered once, edge-triggered, for as long as its
 socket object lives.
 """
 
-from collections import deque
 from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t
 
@@ -58,8 +57,8 @@ cdef object reference_to(object owner):
 
 cdef class FdWatch(Descriptor):
     def __cinit__(self):
-        self.read_waiters = deque()
-        self.write_waiters = deque()
+        self.read_waiters = []
+        self.write_waiters = []
 
     cdef int update(self) except -1:
         """Registers what is wanted now."""
@@ -92,7 +91,7 @@ cdef class FdWatch(Descriptor):
         self.loop.ring_push(handle)
         return 0
 
-    cdef int wake(self, object waiters) except -1:
+    cdef int wake(self, list waiters) except -1:
         # Wakes the first that still waits; it passes the turn on when it is done.
         while waiters:
             waiter = waiters[0]
@@ -102,7 +101,7 @@ cdef class FdWatch(Descriptor):
             if not waiter.cancelled():
                 # Woken already, and about to try.
                 return 0
-            waiters.popleft()
+            del waiters[0]
         return 0
 
     cdef int pin(self, object sock) except -1:
