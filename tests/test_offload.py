@@ -16,7 +16,7 @@ import threading
 import time
 
 import pytest
-from conftest import make_loop
+from conftest import SWITCHING, make_loop
 from peers import Echo, Recorder, put_away, read_exactly, send_all, turns, until
 
 import netpoll_loop
@@ -269,3 +269,66 @@ def test_a_thread_that_computes_starves_neither_the_loop_nor_itself(run, loop, s
     finally:
         ended.set()
         thread.join()
+
+
+class Bulk(asyncio.Protocol):
+    """Writes all of its pieces as the transport lets it, and half-closes behind the last one, wherever that happens."""
+
+    def __init__(self, pieces):
+        self.pieces = pieces
+        self.paused = False
+        self.lost = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport):
+        self.transport = transport
+        self.resume_writing()
+
+    def pause_writing(self):
+        self.paused = True
+
+    def resume_writing(self):
+        self.paused = False
+        while self.pieces and not self.paused:
+            self.pieces -= 1
+            self.transport.write(bytes(65536))
+        if not self.pieces:
+            self.pieces = 0
+            self.transport.write_eof()
+
+    def connection_lost(self, exc):
+        self.lost.set_result(exc)
+
+
+@pytest.mark.parametrize("switching", [False, True], ids=["saturated", "in every turn"])
+def test_bulk_that_is_paused_and_half_closed_by_itself_always_ends(tcp_pair, switching):
+    """What the netpoller was just finishing when more was queued told nobody: the sender waited for ever."""
+    loop = make_loop(SWITCHING if switching else "auto")
+    pieces, runs = 800, 12
+
+    def receive(sock, counts):
+        count = 0
+        while piece := sock.recv(1 << 20):
+            count += len(piece)
+        counts.append(count)
+        sock.close()
+
+    async def main():
+        for _ in range(runs):
+            counts = []
+            ours, theirs = tcp_pair()
+            theirs.setblocking(True)
+            reader = threading.Thread(target=receive, args=(theirs, counts))
+            reader.start()
+            _, protocol = await loop.create_connection(lambda: Bulk(pieces), sock=ours)
+            try:
+                assert await asyncio.wait_for(protocol.lost, 20) is None
+            finally:
+                put_away(protocol.transport)
+                await asyncio.to_thread(reader.join, 10)
+            assert counts == [pieces * 65536]
+
+    try:
+        loop.run_until_complete(main())
+        loop.run_until_complete(loop.shutdown_default_executor())
+    finally:
+        loop.close()

@@ -753,3 +753,64 @@ def test_closing_every_descriptor_behind_the_loop_ends_the_run_with_an_error(run
         timeout=15,
     )
     assert done.stdout == "OSError\n"
+
+
+# ---- a protocol that writes in resume_writing() ----------------------------------------------------
+
+
+class WritesWhenResumed(asyncio.Protocol):
+    """Writes one piece whenever it may, and then waits until the transport has sent it."""
+
+    def __init__(self, pieces, size):
+        self.left = pieces
+        self.piece = bytes(size)
+        self.lost = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport):
+        self.transport = transport
+        transport.set_write_buffer_limits(high=0)
+        self.paused = False
+        self.write()
+
+    def write(self):
+        while self.left and not self.paused:
+            self.left -= 1
+            self.transport.write(self.piece)
+        # In the modes with a netpoller it is sent beside this callback.
+        end = time.monotonic() + 0.05
+        while self.transport.get_write_buffer_size() and time.monotonic() < end:
+            time.sleep(0.001)
+        if not self.left and not self.transport.is_closing():
+            self.transport.close()
+
+    def pause_writing(self):
+        self.paused = True
+
+    def resume_writing(self):
+        self.paused = False
+        self.write()
+
+    def connection_lost(self, exc):
+        self.lost.set_result(exc)
+
+
+def test_a_protocol_paused_while_it_is_resumed_is_resumed_again(run, attach, socket_pair):
+    """The netpoller had sent all of it before resume_writing() returned: nobody resumed the protocol any more."""
+    ours, theirs = socket_pair()
+    theirs.setblocking(True)
+    received = 0
+
+    def receive():
+        nonlocal received
+        while piece := theirs.recv(1 << 20):
+            received += len(piece)
+
+    async def main():
+        _, protocol = await attach(lambda: WritesWhenResumed(20, 1 << 20), ours)
+        assert await asyncio.wait_for(protocol.lost, 20) is None
+
+    reader = threading.Thread(target=receive)
+    reader.start()
+    run(main())
+    reader.join(10)
+    assert received == 20 << 20

@@ -22,7 +22,8 @@ cdef class StreamTransport(SocketTransport):
     cdef size_t room
     # End of file was seen and the protocol keeps the connection half-open.
     cdef bint read_eof
-    # Something was queued; what to do when it is sent (close, eof) is pending.
+    # Something was queued and is not known to be sent: an NP_W is to come, after which write_progress() does
+    # what waits for it (resume, close, eof).
     cdef bint writing
     # The loop holds it by a weak reference only.
     cdef bint let_go

@@ -308,7 +308,8 @@ cdef class StreamTransport(SocketTransport):
                 handle = self.sendfile_writer
                 self.sendfile_writer = None
                 self.loop.ring_push(handle)
-            if self.unsent() or bits & NP_ERR:
+            # A protocol that wrote in resume_writing() may be paused although all is sent by now.
+            if self.unsent() or self._protocol_paused or bits & NP_ERR:
                 context = self.context
                 PyContext_Enter(context)
                 try:
@@ -597,8 +598,9 @@ cdef class StreamTransport(SocketTransport):
         if error < 0:
             Py_DECREF(<void *>data)
             self._fatal_error(os_error(error), "Fatal write error on socket transport")
-        elif np_pending(self.desc) == 0:
-            # The engine has sent it already, or failed to: no event need come of it.
+        elif not np_tell(self.loop.engine, self.desc):
+            # The engine has sent it already, or failed to: no event need come of it. To ask before it was queued
+            # would not do: what the netpoller was just finishing would have been the answer.
             self.on_ready(NP_W)
         return 0
 
@@ -606,7 +608,6 @@ cdef class StreamTransport(SocketTransport):
         if not self.writing:
             self.writing = True
             self.update_hold()
-        np_tell(self.loop.engine, self.desc)
         return 0
 
     def writelines(self, list_of_data):
@@ -699,7 +700,8 @@ cdef class StreamTransport(SocketTransport):
                 self.empty_waiter.set_exception(exc)
             return 0
         self.resume_protocol()
-        if not was_writing or self.desc is NULL or np_pending(self.desc):
+        # What was handed over in resume_writing() has an event only if somebody asks for it.
+        if not was_writing or self.desc is NULL or np_tell(self.loop.engine, self.desc):
             return 0
         self.writing = False
         if self.empty_waiter is not None and not self.empty_waiter.done():
