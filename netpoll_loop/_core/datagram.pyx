@@ -155,14 +155,18 @@ cdef class DatagramTransport(SocketTransport):
     cdef int run(self) except -1:
         cdef uint32_t bits = self.pending_bits
         self.queued = False
+        cdef object loop = self.loop
         self.pending_bits = 0
-        if self.loop is None:
+        if loop is None:
             return 0
         try:
             return self.serve(bits)
         except (SystemExit, KeyboardInterrupt):
             self.run_again(bits)
             raise
+        except BaseException as exc:
+            self.failed(loop, exc)
+        return 0
 
     cdef int serve(self, uint32_t bits) except -1:
         cdef object context

@@ -68,3 +68,5 @@ cdef Handle new_threadsafe_handle(Home loop, PyObject *callback, PyObject **args
 cdef TimerHandle new_timer(Home loop, object when, double seconds, PyObject *callback, PyObject **args,
                            Py_ssize_t count, PyObject *context)
 cdef void settle(Handle handle) noexcept
+cdef int raise_what_is_set() except -1
+cdef int report(Runnable runnable, object loop) except -1

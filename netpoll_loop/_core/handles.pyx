@@ -77,11 +77,11 @@ cdef class Runnable:
     """Something that the loop can run once it is at the head of the ready queue."""
 
     cdef int run(self) except -1:
-        """Runs it; what it raises goes to failed(), but for SystemExit and KeyboardInterrupt."""
+        """Runs it. Its error goes to the exception handler, but for SystemExit and KeyboardInterrupt, which it raises."""
         raise NotImplementedError
 
     cdef int failed(self, object loop, object exc) except -1:
-        """Reports what run() has raised."""
+        """Tells the exception handler what run() or on_ready() has raised."""
         loop.call_exception_handler({"message": f"Exception in callback {self!r}", "exception": exc})
         return 0
 
@@ -206,7 +206,6 @@ cdef class Handle(Runnable):
         self.run()
 
     cdef int run(self) except -1:
-        """Runs the callback and reports its error, but for SystemExit and KeyboardInterrupt, which it raises."""
         cdef PyObject *stack[3]
         cdef PyObject *result
         cdef PyObject *callback = self.callback
@@ -217,7 +216,7 @@ cdef class Handle(Runnable):
             return 0
         self.show_context()
         if Enter(self.context) < 0:
-            return report(self)
+            return report(self, <object>self.loop)
         # Held: the callback may cancel its own handle, which drops them.
         Py_INCREF(<object>callback)
         if count == 0:
@@ -247,7 +246,7 @@ cdef class Handle(Runnable):
         PyErr_Fetch(&t, &v, &tb)
         Exit(self.context)
         PyErr_Restore(t, v, tb)
-        return report(self)
+        return report(self, <object>self.loop)
 
     cdef int failed(self, object loop, object exc) except -1:
         text = _format_callback(self._callback, self.arguments(), loop.get_debug())
@@ -262,14 +261,14 @@ cdef int raise_what_is_set() except -1:
     return -1
 
 
-cdef int report(Handle handle) except -1:
+cdef int report(Runnable runnable, object loop) except -1:
     """The error indicator is set: reports it as asyncio does."""
     try:
         raise_what_is_set()
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as exc:
-        handle.failed(<object>handle.loop, exc)
+        runnable.failed(loop, exc)
     return 0
 
 

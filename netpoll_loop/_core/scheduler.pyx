@@ -492,38 +492,29 @@ cdef class Scheduler(Home):
         while todo and self.head != self.tail:
             todo -= 1
             item = self.ring[self.head & self.ring_mask]
-            if not is_handle(item) or self._debug:
+            if self._debug:
+                self.run_debug(self.ring_pop())
+            elif is_handle(item):
+                # As ring_pop; the most frequent case.
+                Py_INCREF(None)
+                self.ring[self.head & self.ring_mask] = Py_None
+                self.head += 1
+                handle = <Handle>item
+                Py_DECREF(item)
+                handle.run()
+                if Py_REFCNT(handle) > 1:
+                    settle(handle)
+            else:
                 self.run_other(self.ring_pop())
-                continue
-            # As ring_pop; a handle reports its errors itself: there is nothing to catch here.
-            Py_INCREF(None)
-            self.ring[self.head & self.ring_mask] = Py_None
-            self.head += 1
-            handle = <Handle>item
-            Py_DECREF(item)
-            handle.run()
-            if Py_REFCNT(handle) > 1:
-                settle(handle)
         if self.rearm:
             self.arm_again()
         return 0
 
     cdef int run_other(self, object runnable) except -1:
-        if self._debug:
-            return self.run_debug(runnable)
-        if not isinstance(runnable, Runnable):
-            if not runnable._cancelled:
-                runnable._run()
-            return 0
-        try:
-            (<Runnable>runnable).run()
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as exc:
-            (<Runnable>runnable).failed(self, exc)
-        finally:
-            if isinstance(runnable, Handle):
-                settle(<Handle>runnable)
+        if isinstance(runnable, Runnable):
+            return (<Runnable>runnable).run()
+        if not runnable._cancelled:
+            runnable._run()
         return 0
 
     cdef int run_debug(self, object runnable) except -1:
@@ -532,15 +523,9 @@ cdef class Scheduler(Home):
         try:
             self._current_handle = runnable if hasattr(runnable, "_source_traceback") else None
             start = self.time()
-            if isinstance(runnable, Runnable):
-                try:
-                    (<Runnable>runnable).run()
-                except (SystemExit, KeyboardInterrupt):
-                    raise
-                except BaseException as exc:
-                    (<Runnable>runnable).failed(self, exc)
-            else:
-                runnable._run()
+            self.run_other(runnable)
+            if isinstance(runnable, Handle):
+                settle(<Handle>runnable)
             duration = self.time() - start
             if duration >= self.slow_callback_duration:
                 name = _format_handle(runnable) if hasattr(runnable, "_callback") else str(runnable)

@@ -70,9 +70,14 @@ cdef class Accepted(Runnable):
         return 0
 
     cdef int run(self) except -1:
+        cdef object loop = self.listener.loop
         PyContext_Enter(self.context)
         try:
             self.connect()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self.failed(loop, exc)
         finally:
             PyContext_Exit(self.context)
         return 0
@@ -155,6 +160,10 @@ cdef class Listener(Descriptor):
                 else:
                     self.accept_failed(-fd)
                     return 0
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self.failed(self.loop, exc)
         finally:
             PyContext_Exit(self.context)
         if self.desc is not NULL:

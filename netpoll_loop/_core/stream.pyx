@@ -21,6 +21,7 @@ from netpoll_loop._core.engine cimport (
     NP_ERR, NP_HUP, NP_R, NP_STREAM, NP_W, iovec, np_discard, np_flush, np_more,
     np_hand_over, np_notify_writable, np_pending, np_queue, np_recv, np_send, np_sendv, np_tell,
 )
+from netpoll_loop._core.handles cimport raise_what_is_set
 from netpoll_loop._core.scheduler cimport SCRATCH_SIZE, Scheduler
 from netpoll_loop._core.transport cimport SocketTransport, os_error
 
@@ -74,6 +75,9 @@ cdef enum:
     IOV_MAX = 64
     # Bytes. What is not larger is received into the loop's own buffer and copied.
     SMALL_READ = 4096
+    # At a time, into a StreamReader's buffer: it grows and shrinks with each read, and the C library's
+    # allocator gives larger blocks back to the kernel each time.
+    FEED_MAX = 64 * 1024
 
 cdef object BufferedProtocol = _protocols.BufferedProtocol
 cdef object StreamReader = _streams.StreamReader
@@ -101,10 +105,7 @@ class _StreamTransportFacade(_transports._FlowControlMixin, _transports.Transpor
 
 _StreamTransportFacade.__name__ = _StreamTransportFacade.__qualname__ = "StreamTransport"
 cdef object facade = _StreamTransportFacade
-
-
-cdef int raise_what_is_set() except -1:
-    return -1
+cdef int (*serve_quietly)(PyObject *, uint32_t) noexcept
 
 
 cdef inline bint is_method(object method, object function) noexcept:
@@ -282,14 +283,11 @@ cdef class StreamTransport(SocketTransport):
     cdef int run(self) except -1:
         cdef uint32_t bits = self.pending_bits
         self.queued = False
+        cdef Scheduler loop = self.loop
         self.pending_bits = 0
-        if self.loop is None:
+        if loop is None or serve_quietly(<PyObject *>self, bits) == 0:
             return 0
-        try:
-            return self.serve(bits)
-        except (SystemExit, KeyboardInterrupt):
-            self.run_again(bits)
-            raise
+        return self.run_failed(loop, bits)
 
     cdef int serve(self, uint32_t bits) except -1:
         cdef object context
@@ -398,15 +396,12 @@ cdef class StreamTransport(SocketTransport):
         return reader if type(reader._buffer) is bytearray else None
 
     cdef int read_into(self, object reader) except -1:
-        """What the two methods do, with the bytes received straight into the reader's buffer."""
+        """What the two methods do."""
         cdef object buffer = reader._buffer
         cdef object waiter
         cdef Py_ssize_t size = PyByteArray_GET_SIZE(buffer)
         cdef ssize_t count
-        if self.room <= SMALL_READ:
-            count = np_recv(self.loop.engine, self.desc, self.loop.scratch, SCRATCH_SIZE)
-        else:
-            count = self.room
+        count = np_recv(self.loop.engine, self.desc, self.loop.scratch, FEED_MAX)
         if count > 0:
             try:
                 PyByteArray_Resize(buffer, size + count)
@@ -414,14 +409,9 @@ cdef class StreamTransport(SocketTransport):
                 # Exported (a BufferError), or no memory.
                 self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
                 return 0
-            if self.room <= SMALL_READ:
-                memcpy(PyByteArray_AS_STRING(buffer) + size, self.loop.scratch, count)
-            else:
-                count = np_recv(self.loop.engine, self.desc, PyByteArray_AS_STRING(buffer) + size, count)
-                PyByteArray_Resize(buffer, size + max(count, 0))
+            memcpy(PyByteArray_AS_STRING(buffer) + size, self.loop.scratch, count)
         if count <= 0:
             return self.nothing_read(count)
-        self.expect(count)
         try:
             waiter = reader._waiter
             if waiter is not None:
@@ -811,3 +801,11 @@ cdef class StreamTransport(SocketTransport):
             if server is not None:
                 self.server = None
                 detach(server, self)
+
+
+cdef int serve_stream(StreamTransport transport, uint32_t bits) except -1:
+    return transport.serve(bits)
+
+
+# -1 with the error indicator set, where Cython's own call would raise.
+serve_quietly = <int (*)(PyObject *, uint32_t) noexcept>serve_stream

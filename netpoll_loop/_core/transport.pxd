@@ -38,6 +38,7 @@ cdef class SocketTransport(Descriptor):
 
     cdef int adopt(self, Scheduler loop, object sock, object extra) except -1
     cdef int disown(self) except -1
+    cdef int run_failed(self, Scheduler loop, uint32_t bits) except -1
     cdef int run_again(self, uint32_t bits) except -1
     cdef bint reads(self)
     cdef size_t buffered_bytes(self)

@@ -12,6 +12,7 @@ from libc.string cimport memcpy
 
 from netpoll_loop._core.address cimport address_object
 from netpoll_loop._core.engine cimport socklen_t, sockaddr_storage
+from netpoll_loop._core.handles cimport raise_what_is_set
 
 import os
 import socket as _socket
@@ -71,6 +72,17 @@ cdef class SocketTransport(Descriptor):
         self.fd = -1
         if isinstance(sock, _socket.socket):
             sock._decref_socketios()
+        return 0
+
+    cdef int run_failed(self, Scheduler loop, uint32_t bits) except -1:
+        """The error indicator is set, and the bits are what was to be served."""
+        try:
+            raise_what_is_set()
+        except (SystemExit, KeyboardInterrupt):
+            self.run_again(bits)
+            raise
+        except BaseException as exc:
+            self.failed(loop, exc)
         return 0
 
     cdef int run_again(self, uint32_t bits) except -1:

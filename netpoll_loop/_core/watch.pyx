@@ -162,10 +162,15 @@ cdef class FdWatch(Descriptor):
         cdef uint32_t bits = self.pending_bits
         self.queued = False
         self.pending_bits = 0
-        if bits & NP_R:
-            self.wake(self.read_waiters)
-        if bits & NP_W:
-            self.wake(self.write_waiters)
+        try:
+            if bits & NP_R:
+                self.wake(self.read_waiters)
+            if bits & NP_W:
+                self.wake(self.write_waiters)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self.failed(self.loop, exc)
         return 0
 
     cdef int on_evicted(self, bint loop_closing) except -1:

@@ -13,11 +13,12 @@
 #include <string.h>
 
 #include "netpoll_internal.h"
+#include "np_call.h"
 
 static ssize_t receive(int fd, void *buf, size_t size) {
     ssize_t n;
     do {
-        n = recv(fd, buf, size, MSG_DONTWAIT);
+        n = np_call_recv(fd, buf, size);
     } while (n < 0 && errno == EINTR);
     return n;
 }

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "netpoll.h"
+#include "np_call.h"
 #include "np_futex.h"
 #include "np_os.h"
 
@@ -137,8 +138,11 @@ static int milliseconds(int64_t ns) {
 }
 
 static int wait_events(struct np_os *os, int64_t timeout_ns, struct epoll_event *events, int max) {
-    if (timeout_ns <= 0) {
-        return epoll_wait(os->poll_fd, events, max, timeout_ns < 0 ? -1 : 0);
+    if (timeout_ns == 0) {
+        return np_call_epoll(os->poll_fd, events, max);
+    }
+    if (timeout_ns < 0) {
+        return epoll_wait(os->poll_fd, events, max, -1);
     }
     if (!os->coarse) {
         struct timespec t = np_timespec(timeout_ns);

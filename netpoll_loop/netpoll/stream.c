@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "netpoll_internal.h"
+#include "np_call.h"
 
 /* ---- Nodes and the done list --------------------------------------------------- */
 
@@ -134,7 +135,7 @@ ssize_t np_send(np_engine *e, np_desc *d, const void *buf, size_t size) {
     }
     ssize_t n;
     do {
-        n = send(d->fd, buf, size, MSG_NOSIGNAL | MSG_DONTWAIT);
+        n = np_call_send(d->fd, buf, size);
     } while (n < 0 && errno == EINTR);
     return end_send(e, d, n);
 }
