@@ -134,7 +134,9 @@ def cost(loop: str, workload: str, operations: int = 2000) -> tuple[float, list[
 def main() -> int:
     """The command line; 1 if something couldn't be counted."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.instructions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.instructions",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--workloads", default=",".join(RECORDED))
     parser.add_argument("--loops", default="netpoll_loop")

@@ -11,8 +11,11 @@ from benchmarks import report, verdict
 OURS = "netpoll_loop"
 CLIENT_BOUND = 0.95  # the share of a core from which on the load generator itself is what is measured
 
-BEGIN = "<!-- benchmarks: begin -->"
-END = "<!-- benchmarks: end -->"
+
+def markers(results: dict[str, Any]) -> tuple[str, str]:
+    """Between which a file has the table: one place for each Python."""
+    python = ".".join(results["about"]["machine"]["python"].split(".")[:2])
+    return f"<!-- benchmarks {python}: begin -->", f"<!-- benchmarks {python}: end -->"
 
 
 def numbered(pairs: dict[str, Any]) -> dict[Any, Any]:
@@ -114,7 +117,8 @@ def markdown(results: dict[str, Any]) -> str:
         + ", ".join(f"{name} {version}" for name, version in about["versions"].items())
         + ".",
         "",
-        "Operations or requests a second (median); ratios with their 95 % bootstrap interval.",
+        "Operations or requests a second (median), and in brackets the microseconds of CPU that the process spent on "
+        "each; ratios of the rates with their 95 % bootstrap interval.",
         "",
         "| row | " + " | ".join(names) + " | to uvloop | to the best other loop |",
         "| --- |" + " ---: |" * (len(names) + 2),
@@ -123,7 +127,8 @@ def markdown(results: dict[str, Any]) -> str:
         cells = []
         for name in names:
             found = row["measured"].get(name)
-            cells.append(report.thousands(_median(found, "rate") or 0) if found else "-")
+            cpu = f" ({_cell(_median(found, 'cpu_us'), 2)})" if found else ""
+            cells.append(report.thousands(_median(found, "rate") or 0) + cpu if found else "-")
         ratios = against(row)
         to_uvloop = next((str(ratio) for name, _, ratio in ratios if name == "uvloop"), "-")
         to_best = f"{ratios[-1][2]} ({ratios[-1][0]})" if ratios else "-"
@@ -133,8 +138,9 @@ def markdown(results: dict[str, Any]) -> str:
 
 def write_report(results: dict[str, Any], file: Path) -> None:
     """Replaces what is between the markers. Raises ValueError if they are missing."""
-    before, begin, rest = file.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = markers(results)
+    before, begin, rest = file.read_text().partition(first)
+    _, end, after = rest.partition(last)
     if not (begin and end):
-        raise ValueError(f"{file} has no {BEGIN} ... {END}")
-    file.write_text(f"{before}{BEGIN}\n{markdown(results)}\n{END}{after}")
+        raise ValueError(f"{file} has no {first} ... {last}")
+    file.write_text(f"{before}{first}\n{markdown(results)}\n{last}{after}")

@@ -76,7 +76,8 @@ def test_a_run_prints_its_table_and_writes_what_can_be_shown_again(tmp_path):
         assert set(row["measured"]) == {"netpoll_loop", "asyncio"}
         assert all(one["rate"] > 0 for rounds in row["measured"].values() for one in rounds.values())
 
-    report.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    begin, end = table.markers(read)
+    report.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     table.write_report(read, report)
     text = report.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
