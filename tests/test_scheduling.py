@@ -11,12 +11,15 @@ import itertools
 import logging
 import pickle
 import random
+import socket
 import sys
 import threading
 import time
+import warnings
 import weakref
 
 import pytest
+from conftest import make_loop
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -2427,3 +2430,81 @@ def test_a_loop_survives_an_exception_in_time(loop_class):
     finally:
         loop.broken = False
         loop.close()
+
+
+# ---- handles and the garbage collector -------------------------------------------------------------
+
+
+class Holder:
+    """Refers to its handle, which refers to its method: a cycle."""
+
+    def called(self, *args):
+        pass
+
+
+@pytest.mark.parametrize("how", ["call_soon", "call_soon_threadsafe", "call_later", "call_at"])
+@pytest.mark.parametrize("fate", ["runs", "fails", "is cancelled", "waits when the loop stops", "waits for ever"])
+def test_a_handle_in_a_cycle_is_collected(new_loop, how, fate):
+    """A handle that waits in a running loop isn't tracked by the garbage collector; afterwards it has to be."""
+    loop = new_loop()
+    loop.set_exception_handler(lambda loop, context: None)
+    far = fate in ("waits when the loop stops", "waits for ever")
+    when = {"call_later": (3600 if far else 0,), "call_at": (loop.time() + 3600 if far else 0,)}.get(how, ())
+
+    def make(holder):
+        callback = holder.called if fate != "fails" else (lambda *args: 1 / 0)
+        args = (holder, 1, 2) if fate == "runs" else (holder,)
+        holder.handle = getattr(loop, how)(*when, callback, *args)
+        if fate == "is cancelled":
+            holder.handle.cancel()
+
+    async def main():
+        holder = Holder()
+        make(holder)
+        if not far:
+            for _ in range(3):
+                await asyncio.sleep(0)
+        return weakref.ref(holder)
+
+    async def last():
+        holder = Holder()
+        make(holder)
+        loop.stop()
+        return weakref.ref(holder)
+
+    if fate == "waits when the loop stops":
+        task = loop.create_task(last())
+        loop.run_forever()
+        reference = task.result()
+        del task
+    else:
+        reference = loop.run_until_complete(main())
+    if far:
+        loop.close()
+    gc.collect()
+    assert reference() is None
+
+
+def test_an_unclosed_loop_is_collected_with_what_waits_in_it(mode):
+    """Of a reader that has never run, too."""
+    loop = make_loop(mode)
+    near, far = socket.socketpair()
+    with near, far:
+
+        async def main():
+            holder = Holder()
+            holder.loop = loop
+            loop.call_later(3600, holder.called)
+            loop.call_soon(holder.called)
+            loop.add_reader(near, holder.called)
+            loop.stop()
+            return weakref.ref(holder)
+
+        task = loop.create_task(main())
+        loop.run_forever()
+        reference = task.result()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            del loop, task, main
+            gc.collect()
+        assert reference() is None

@@ -35,6 +35,8 @@ cdef extern from "Python.h":
         int (*tp_clear)(PyObject *) noexcept
     unsigned long Py_TPFLAGS_HEAPTYPE
     PyObject *Py_None
+    PyTypeObject *TYPE "Py_TYPE"(PyObject *o)
+    int PyType_IsSubtype(PyTypeObject *a, PyTypeObject *b)
     PyObject *PyObject_Init(PyObject *o, PyTypeObject *type)
     void PyObject_ClearWeakRefs(PyObject *o)
     void Py_XINCREF(PyObject *o)
@@ -392,15 +394,21 @@ cdef enum:
 
 cdef struct pool:
     PyTypeObject *type
-    # The tp_dealloc that Cython has written.
+    # What Cython has written; for the fields that it knows.
     void (*dealloc)(PyObject *) noexcept
+    int (*traverse)(PyObject *, visitproc, void *) noexcept
+    int (*clear)(PyObject *) noexcept
     int count
     PyObject *items[FREE_MAX]
 
 
 cdef pool handles, threadsafe_handles, timers
-cdef int (*cythons_traverse)(PyObject *, visitproc, void *) noexcept
-cdef int (*cythons_clear)(PyObject *) noexcept
+
+
+cdef inline pool *pool_of(PyObject *o) noexcept:
+    if PyType_IsSubtype(TYPE(o), timers.type):
+        return &timers
+    return &threadsafe_handles if PyType_IsSubtype(TYPE(o), threadsafe_handles.type) else &handles
 
 
 cdef void drop_all(PyObject *o) noexcept:
@@ -458,30 +466,31 @@ cdef int traverse(PyObject *o, visitproc visit, void *arg) noexcept:
             stop = visit(references[i], arg)
             if stop:
                 return stop
-    return cythons_traverse(o, visit, arg)
+    return pool_of(o).traverse(o, visit, arg)
 
 
 cdef int clear(PyObject *o) noexcept:
     drop_all(o)
-    return cythons_clear(o)
+    return pool_of(o).clear(o)
 
 
-cdef int reuse(pool *free, type cls, void (*dealloc)(PyObject *) noexcept) except -1:
-    """From here on freed handles of the class are kept; a class that is on the heap counts its own objects."""
+cdef int install(pool *free, type cls, void (*dealloc)(PyObject *) noexcept) except -1:
+    """Puts the functions above into the type. Objects of a type on the heap are not reused: they count for it."""
     free.type = <PyTypeObject *>cls
+    free.traverse = free.type.tp_traverse
+    free.clear = free.type.tp_clear
+    free.type.tp_traverse = traverse
+    free.type.tp_clear = clear
     if not free.type.tp_flags & Py_TPFLAGS_HEAPTYPE:
         free.dealloc = free.type.tp_dealloc
         free.type.tp_dealloc = dealloc
     return 0
 
 
-cythons_traverse = (<PyTypeObject *>Handle).tp_traverse
-cythons_clear = (<PyTypeObject *>Handle).tp_clear
-(<PyTypeObject *>Handle).tp_traverse = traverse
-(<PyTypeObject *>Handle).tp_clear = clear
-reuse(&handles, Handle, dealloc_handle)
-reuse(&threadsafe_handles, ThreadSafeHandle, dealloc_threadsafe_handle)
-reuse(&timers, TimerHandle, dealloc_timer)
+install(&threadsafe_handles, ThreadSafeHandle, dealloc_threadsafe_handle)
+install(&timers, TimerHandle, dealloc_timer)
+# The last one: Cython's functions for the derived types may look for the slots of this one.
+install(&handles, Handle, dealloc_handle)
 
 
 cdef void settle(Handle handle) noexcept:

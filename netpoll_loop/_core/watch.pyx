@@ -11,7 +11,7 @@ from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t
 
 from netpoll_loop._core.engine cimport NP_ERR, NP_HUP, NP_LEVEL, NP_R, NP_W, NP_WAIT, np_arm
-from netpoll_loop._core.handles cimport new_handle
+from netpoll_loop._core.handles cimport new_handle, settle
 from netpoll_loop._core.stream cimport StreamTransport
 
 import errno
@@ -238,6 +238,8 @@ cdef class WatchLoop(Scheduler):
     def _add_reader(self, fd, callback, *args):
         self._check_closed()
         cdef Handle handle = new_handle(self, <PyObject *>callback, tuple_items(args, 0), len(args), NULL)
+        # It waits here, not in a queue of the loop.
+        settle(handle)
         cdef FdWatch watch = self.watch_of(c_int(fileno_of(fd)), fd)
         cdef Handle former = watch.reader
         watch.reader = handle
@@ -266,6 +268,7 @@ cdef class WatchLoop(Scheduler):
     def _add_writer(self, fd, callback, *args):
         self._check_closed()
         cdef Handle handle = new_handle(self, <PyObject *>callback, tuple_items(args, 0), len(args), NULL)
+        settle(handle)
         cdef int number = c_int(fileno_of(fd))
         transport = self.find_descriptor(number)
         if isinstance(transport, StreamTransport):
