@@ -26,6 +26,7 @@ from netpoll_loop import forking
 from netpoll_loop._core.datagram import DatagramTransport
 from netpoll_loop._core.sock import SockLoop
 from netpoll_loop._core.stream import StreamTransport
+from netpoll_loop.connecting import ConnectMixin
 from netpoll_loop.dns import resolve_literal
 from netpoll_loop.options import resolve_netpoller
 from netpoll_loop.parameters import ParametersMixin
@@ -128,7 +129,7 @@ class _Transports(weakref.WeakValueDictionary[int, Any]):
             super().__delitem__(fd)
 
 
-class Loop(SockLoop, ParametersMixin, SubprocessMixin):
+class Loop(SockLoop, ConnectMixin, ParametersMixin, SubprocessMixin):
     """An asyncio event loop over the netpoller.
 
     ``netpoller`` is "auto", "dedicated" or "inline"; None takes the environment

@@ -86,7 +86,7 @@ cdef class DatagramTransport(SocketTransport):
             self.buffer = collections.deque()
             self.senders = [None] * SENDERS
             self.protocol = protocol
-            self.connected = self.extra["peername"] is not None
+            self.connected = self.get_extra_info("peername") is not None
             self.plain = type(sock) is _socket.socket and self.family in (AF_INET, AF_INET6)
             self.loop.open_descriptor(self, self.fd, NP_WAIT)
             self.context = PyContext_CopyCurrent()

@@ -11,7 +11,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
-from libc.errno cimport EAGAIN, EBADF, EINTR, errno
+from libc.errno cimport EAGAIN, EALREADY, EBADF, EINPROGRESS, EINTR, errno
 
 from netpoll_loop._core.engine cimport NP_LEVEL, NP_WAIT
 from netpoll_loop._core.scheduler cimport SCRATCH_SIZE, Scheduler
@@ -52,6 +52,9 @@ cdef extern from "<sys/socket.h>" nogil:
 # Seconds between two attempts to connect to a Unix listener whose queue is full.
 cdef double UNIX_CONNECT_RETRY = 0.005
 cdef object SocketType = _socket.socket
+cdef object inet_pton = _socket.inet_pton
+# What connect(2) says of a connect that goes on by itself.
+cdef tuple UNDER_WAY = (EINPROGRESS, EINTR, EALREADY, EAGAIN)
 cdef object check_ssl_socket = _base_events._check_ssl_socket
 
 
@@ -108,8 +111,6 @@ cdef class Operation:
     cdef object sock
     cdef str method
     cdef bint writes
-    # Its first attempt was made already.
-    cdef bint parks_first
     cdef int state
     # While PARKED: where, and the future there.
     cdef FdWatch watch
@@ -150,7 +151,7 @@ cdef class Operation:
         if self.loop.parked or not self.writes:
             watch = self.watch_there_is()
         self.watch = watch
-        if not self.parks_first and (watch is None or not self.has_to_wait(watch)):
+        if watch is None or not self.has_to_wait(watch):
             result = self.attempt()
             if result is not None:
                 self.end()
@@ -421,8 +422,44 @@ cdef class SendAll(Operation):
         return True if self.sent == self.view.len else None
 
 
+cdef bint is_resolved(object family, object address) except -1:
+    """An address literal in the form that the kernel's answers have: nothing to look up."""
+    if type(address) is not tuple or len(address) != (2 if family == _socket.AF_INET else 4):
+        return False
+    if type(address[1]) is not int:
+        return False
+    try:
+        inet_pton(family, address[0])
+    except (OSError, TypeError):
+        return False
+    return True
+
+
+cdef bint is_usual(object address) except -1:
+    """An address that connect can't find fault with: its messages name the method."""
+    return type(address) is tuple and (
+        (len(address) == 2 or (len(address) == 4 and address[2] == 0 and address[3] == 0))
+        and type(address[0]) is str and type(address[1]) is int and 0 <= address[1] <= 65535
+    )
+
+
+async def begin_connect(sock, address):
+    """Whether the socket is connected already."""
+    while True:
+        try:
+            sock.connect(address)
+            return True
+        except InterruptedError:
+            return False
+        except BlockingIOError as exc:
+            if exc.errno != EAGAIN or sock.family != _socket.AF_UNIX:
+                return False
+        # The listener's queue is full and nothing has begun: no event will come (connect(2)).
+        await _sleep(UNIX_CONNECT_RETRY)
+
+
 cdef class Connect(Operation):
-    """The end of a connect that is under way."""
+    """The end of a connect that is under way; on one machine it has come before connect(2) returns."""
 
     cdef object address
 
@@ -554,27 +591,24 @@ cdef class SockLoop(ServingLoop):
         """asyncio.loop.sock_connect; host names are resolved first."""
         cdef Connect operation
         self.check_sock(sock)
-        if sock.family in (_socket.AF_INET, _socket.AF_INET6):
+        if sock.family in (_socket.AF_INET, _socket.AF_INET6) and not is_resolved(sock.family, address):
             resolved = await self._ensure_resolved(
                 address, family=sock.family, type=sock.type, proto=sock.proto, loop=self)
             _, _, _, _, address = resolved[0]
-        while True:
-            try:
-                sock.connect(address)
+        if type(sock) is SocketType and is_usual(address) and sock.gettimeout() == 0:
+            # Without an exception for EINPROGRESS.
+            error = sock.connect_ex(address)
+            if error == 0:
                 return
-            except InterruptedError:
-                break
-            except BlockingIOError as exc:
-                if exc.errno != EAGAIN or sock.family != _socket.AF_UNIX:
-                    break
-            # The listener's queue is full and nothing has begun: no event will come (connect(2)).
-            await _sleep(UNIX_CONNECT_RETRY)
+            if error not in UNDER_WAY:
+                raise_errno(error)
+        elif await begin_connect(sock, address):
+            return
         operation = Connect.__new__(Connect)
         operation.loop = self
         operation.sock = sock
         operation.method = "sock_connect"
         operation.writes = True
-        operation.parks_first = True
         operation.address = address
         await operation
 

@@ -24,6 +24,7 @@ from asyncio.log import logger
 cdef extern from "<sys/socket.h>" nogil:
     cdef struct sockaddr:
         pass
+    int c_getpeername "getpeername"(int fd, sockaddr *address, socklen_t *length)
     int c_getsockname "getsockname"(int fd, sockaddr *address, socklen_t *length)
     int AF_INET
     int AF_INET6
@@ -55,12 +56,24 @@ cdef class SocketTransport(Descriptor):
         if extra:
             self.extra = dict(extra)
         if self.extra is None or "peername" not in self.extra:
-            try:
-                self.set_extra("peername", sock.getpeername())
-            except OSError:
-                self.set_extra("peername", None)
+            self.ask_for_peer()
         if isinstance(sock, _socket.socket):
             sock._io_refs += 1
+        return 0
+
+    cdef int ask_for_peer(self) except -1:
+        # As a Python object only if somebody asks for it.
+        cdef socklen_t length = RAW_SIZE
+        if type(self.sock) is _socket.socket and self.family in (AF_INET, AF_INET6):
+            if c_getpeername(self.fd, <sockaddr *>self.peer_raw, &length) == 0 and length <= RAW_SIZE:
+                self.peer_length = length
+            else:
+                self.set_extra("peername", None)
+            return 0
+        try:
+            self.set_extra("peername", self.sock.getpeername())
+        except OSError:
+            self.set_extra("peername", None)
         return 0
 
     cdef int disown(self) except -1:

@@ -1,0 +1,151 @@
+"""create_connection to an address literal: what comes back, and what goes wrong, is as in asyncio."""
+
+import asyncio
+import inspect
+import socket
+import sys
+
+import pytest
+
+LIMIT = 10
+
+
+def refused_port(family=socket.AF_INET, host="127.0.0.1"):
+    with socket.socket(family) as sock:
+        sock.bind((host, 0))
+        return sock.getsockname()[1]
+
+
+def outcome(new_loop, port, **options):
+    """How create_connection to a literal ends on this loop: the exception's type and text, None if it has none."""
+
+    async def connect():
+        try:
+            transport, _ = await asyncio.wait_for(
+                asyncio.get_running_loop().create_connection(asyncio.Protocol, "127.0.0.1", port, **options), LIMIT
+            )
+        except Exception as exc:
+            return type(exc), str(exc)
+        transport.abort()
+        await asyncio.sleep(0)
+        return None
+
+    loop = new_loop()
+    try:
+        return loop.run_until_complete(connect())
+    finally:
+        loop.close()
+
+
+@pytest.mark.parametrize("port", ["refused", -1, 65536, None, 80.5, "http?"])
+def test_a_failing_connect_raises_what_asyncio_raises(new_loop, port):
+    port = refused_port() if port == "refused" else port
+    assert outcome(new_loop, port) == outcome(asyncio.SelectorEventLoop, port)
+
+
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_a_literal_connects_with_and_without_options(loop, family, host):
+    if family == socket.AF_INET6 and not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+
+    async def main():
+        made = []
+
+        class Protocol(asyncio.Protocol):
+            def connection_made(self, transport):
+                made.append(transport)
+
+        server = await loop.create_server(asyncio.Protocol, host, 0)
+        name = server.sockets[0].getsockname()
+        for options in {}, {"family": family}:
+            transport, protocol = await loop.create_connection(Protocol, host, name[1], **options)
+            # connection_made was called before create_connection came back.
+            assert made.pop() is transport
+            assert transport.get_protocol() is protocol
+            assert transport.get_extra_info("peername") == name
+            assert transport.get_extra_info("sockname")[0] == host
+            sock = transport.get_extra_info("socket")
+            assert (sock.family, sock.type, sock.gettimeout()) == (family, socket.SOCK_STREAM, 0)
+            transport.abort()
+        server.close()
+        await server.wait_closed()
+
+    loop.run_until_complete(asyncio.wait_for(main(), LIMIT))
+
+
+def test_a_factory_that_raises_and_a_cancelled_connect_leave_no_transport(loop):
+    async def main():
+        server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+
+        def factory():
+            raise LookupError("no protocol")
+
+        with pytest.warns(ResourceWarning), pytest.raises(LookupError, match="no protocol"):
+            await loop.create_connection(factory, "127.0.0.1", port)
+        task = loop.create_task(loop.create_connection(asyncio.Protocol, "127.0.0.1", port))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        server.close()
+        await server.wait_closed()
+
+    loop.run_until_complete(asyncio.wait_for(main(), LIMIT))
+
+
+def test_a_sock_connect_of_the_users_own_is_called(loop):
+    asked = []
+    own = loop.sock_connect
+
+    async def sock_connect(sock, address):
+        asked.append(address)
+        await own(sock, address)
+
+    loop.sock_connect = sock_connect
+
+    async def main():
+        server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        transport, _ = await loop.create_connection(asyncio.Protocol, *address)
+        transport.abort()
+        server.close()
+        await server.wait_closed()
+        assert asked == [address]
+
+    loop.run_until_complete(asyncio.wait_for(main(), LIMIT))
+
+
+def test_the_connect_is_audited_and_debug_mode_logs_it(loop, caplog):
+    seen = []
+    watching = True
+
+    def hook(event, arguments):
+        if watching and event == "socket.connect":
+            seen.append(arguments[1])
+
+    sys.addaudithook(hook)
+
+    async def main():
+        server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        for debug in False, True:
+            loop.set_debug(debug)
+            with caplog.at_level("DEBUG", logger="asyncio"):
+                transport, _ = await loop.create_connection(asyncio.Protocol, *address)
+            transport.abort()
+        server.close()
+        await server.wait_closed()
+        assert seen == [address] * 2
+        assert "connected to 127.0.0.1" in caplog.text
+
+    try:
+        loop.run_until_complete(asyncio.wait_for(main(), LIMIT))
+    finally:
+        watching = False
+
+
+def test_the_signature_is_that_of_asyncio(loop):
+    theirs = inspect.signature(asyncio.SelectorEventLoop.create_connection)
+    assert inspect.signature(type(loop).create_connection) == theirs
+    assert inspect.iscoroutinefunction(loop.create_connection)
