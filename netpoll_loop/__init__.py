@@ -18,12 +18,13 @@ from netpoll_loop import _interpreter
 _interpreter.refuse_second()
 try:
     from netpoll_loop._stats import Stats, stats
+    from netpoll_loop.blocking import blocking
     from netpoll_loop.loop import Loop
     from netpoll_loop.policy import EventLoopPolicy, install, new_event_loop, run
 except ImportError as error:
     _interpreter.explain(error)
     raise
 
-__all__ = ["EventLoopPolicy", "Loop", "Stats", "install", "new_event_loop", "run", "stats"]
+__all__ = ["EventLoopPolicy", "Loop", "Stats", "blocking", "install", "new_event_loop", "run", "stats"]
 
 __version__ = "0.1.0"

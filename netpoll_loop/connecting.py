@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import socket
+from asyncio import base_events
 from collections.abc import Callable
 from socket import SOCK_NONBLOCK, SOCK_STREAM
 from typing import Any
@@ -39,7 +40,7 @@ class ConnectMixin(asyncio.SelectorEventLoop):
         ):
             # The lookup of asyncio's own for a literal asks nobody either.
             found = resolve_literal(host, port, 0, SOCK_STREAM)
-            if found is not None and len(found) == 1 and socket.socket is _socket_class:
+            if found is not None and len(found) == 1 and base_events.socket.socket is _socket_class:  # type: ignore[attr-defined]
                 return await self._connect(protocol_factory, found[0])
         return await super().create_connection(protocol_factory, host, port, **options)
 

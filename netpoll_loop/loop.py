@@ -24,11 +24,11 @@ from typing import Any
 
 from netpoll_loop import forking
 from netpoll_loop._core.datagram import DatagramTransport
-from netpoll_loop._core.sock import SockLoop
+from netpoll_loop._core.handoff import MAX_WORKERS, HandoffLoop
 from netpoll_loop._core.stream import StreamTransport
 from netpoll_loop.connecting import ConnectMixin
 from netpoll_loop.dns import resolve_literal
-from netpoll_loop.options import resolve_netpoller
+from netpoll_loop.options import resolve_max_workers, resolve_netpoller, resolve_run_on
 from netpoll_loop.parameters import ParametersMixin
 from netpoll_loop.subprocesses import SubprocessMixin
 
@@ -129,17 +129,22 @@ class _Transports(weakref.WeakValueDictionary[int, Any]):
             super().__delitem__(fd)
 
 
-class Loop(SockLoop, ConnectMixin, ParametersMixin, SubprocessMixin):
+class Loop(HandoffLoop, ConnectMixin, ParametersMixin, SubprocessMixin):
     """An asyncio event loop over the netpoller.
 
     ``netpoller`` is "auto", "dedicated" or "inline"; None takes the environment
-    variable NETPOLL_LOOP_NETPOLLER, or "auto".  Raises ValueError for another
-    value, OSError when the engine can't be opened.
+    variable NETPOLL_LOOP_NETPOLLER, or "auto".  ``run_on`` is "caller" or
+    "worker"; None takes NETPOLL_LOOP_RUN_ON, or "caller".  ``max_workers``
+    bounds the threads that blocking() may use, 64 if None.  Raises ValueError
+    for another value, OSError when the engine can't be opened.
     """
 
-    def __init__(self, netpoller: str | None = None) -> None:
+    def __init__(
+        self, netpoller: str | None = None, *, run_on: str | None = None, max_workers: int | None = None
+    ) -> None:
         # Whatever fails below, __del__ finds a closed loop.
         self._closed = True
+        self._set_workers(resolve_run_on(run_on) == "worker", resolve_max_workers(max_workers, MAX_WORKERS))
         self._open_engine(resolve_netpoller(netpoller))
         self._old_wakeup_fd = None
         super().__init__(_EngineSelector(self))
@@ -210,8 +215,18 @@ class Loop(SockLoop, ConnectMixin, ParametersMixin, SubprocessMixin):
         self._close_core()
         super().close()
 
+    def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:  # type: ignore[override]
+        """asyncio.loop.add_signal_handler; from a worker thread too, while the main thread serves signals."""
+        if self._m0_serves:
+            self._on_m0(lambda: super(Loop, self).add_signal_handler(sig, callback, *args))
+        else:
+            super().add_signal_handler(sig, callback, *args)
+
     def remove_signal_handler(self, sig: int) -> bool:
-        """asyncio.loop.remove_signal_handler."""
+        """asyncio.loop.remove_signal_handler; from a worker thread too, while the main thread serves signals."""
+        return self._on_m0(lambda: self._remove_signal(sig)) if self._m0_serves else self._remove_signal(sig)
+
+    def _remove_signal(self, sig: int) -> bool:
         removed = super().remove_signal_handler(sig)
         if removed and not self._signal_handlers and self.is_running() and self._old_wakeup_fd is not None:
             # The base class has reset it to -1; this run still needs it.

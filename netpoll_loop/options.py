@@ -1,13 +1,23 @@
-"""The one option of a loop: who waits for its file descriptors.
+"""The options of a loop: who waits for its file descriptors, and which threads run its callbacks.
 
-Given as an argument (`EventLoopPolicy(netpoller=...)`, `new_event_loop(netpoller=...)`, `run(..., netpoller=...)`) or
-by the environment variable NETPOLL_LOOP_NETPOLLER, for programs that can't be changed. The argument wins.
+Given as arguments (`EventLoopPolicy(netpoller=...)`, `new_event_loop(netpoller=...)`, `run(..., netpoller=...)`) or by
+environment variables, for programs that can't be changed. The argument wins.
 """
 
 import os
 import typing
 
-__all__ = ["CHAOS_VARIABLE", "ENVIRONMENT_VARIABLE", "NetpollerMode", "resolve_netpoller", "switches_always"]
+__all__ = [
+    "CHAOS_VARIABLE",
+    "ENVIRONMENT_VARIABLE",
+    "RUN_ON_VARIABLE",
+    "NetpollerMode",
+    "RunOn",
+    "resolve_max_workers",
+    "resolve_netpoller",
+    "resolve_run_on",
+    "switches_always",
+]
 
 #: "auto": the loop's own thread waits, the netpoller thread takes over when a callback runs long. "dedicated": the
 #: netpoller thread always waits, and receives, sends and accepts beside Python. "inline": there is no such thread.
@@ -15,10 +25,14 @@ NetpollerMode = typing.Literal["auto", "dedicated", "inline"]
 
 ENVIRONMENT_VARIABLE = "NETPOLL_LOOP_NETPOLLER"
 
+#: "caller": the thread that calls `run_forever` runs the callbacks. "worker": it parks and serves signals only, and a
+#: worker thread runs them.
+RunOn = typing.Literal["caller", "worker"]
+
+RUN_ON_VARIABLE = "NETPOLL_LOOP_RUN_ON"
+
 #: A debugging aid for the project's own tests: with "1", "auto" changes its mind about who sends in every turn.
 CHAOS_VARIABLE = "NETPOLL_LOOP_CHAOS"
-
-_DEFAULT: typing.Final[NetpollerMode] = "auto"
 
 
 def switches_always() -> bool:
@@ -26,15 +40,40 @@ def switches_always() -> bool:
     return os.environ.get(CHAOS_VARIABLE) == "1"
 
 
+def _resolve(name: str, variable: str, value: str | None, choices: tuple[str, ...]) -> str:
+    source = name
+    if value is None:
+        source, value = variable, os.environ.get(variable) or choices[0]
+    for choice in choices:
+        if choice == value:
+            return choice
+    *others, last = (f'"{choice}"' for choice in choices)
+    raise ValueError(f"{source} must be {', '.join(others)} or {last}, not {value!r}")
+
+
 def resolve_netpoller(netpoller: str | None = None) -> NetpollerMode:
     """The mode of a new loop: the argument, else the environment variable (empty: unset), else "auto".
 
     Raises ValueError, naming the three choices, for anything else.
     """
-    source, value = "netpoller", netpoller
-    if value is None:
-        source, value = ENVIRONMENT_VARIABLE, os.environ.get(ENVIRONMENT_VARIABLE) or _DEFAULT
-    for mode in typing.get_args(NetpollerMode):
-        if mode == value:
-            return typing.cast(NetpollerMode, mode)
-    raise ValueError(f'{source} must be "auto", "dedicated" or "inline", not {value!r}')
+    value = _resolve("netpoller", ENVIRONMENT_VARIABLE, netpoller, typing.get_args(NetpollerMode))
+    return typing.cast(NetpollerMode, value)
+
+
+def resolve_run_on(run_on: str | None = None) -> RunOn:
+    """Where a new loop's callbacks run: the argument, else NETPOLL_LOOP_RUN_ON (empty: unset), else "caller".
+
+    Raises ValueError, naming the two choices, for anything else.
+    """
+    return typing.cast(RunOn, _resolve("run_on", RUN_ON_VARIABLE, run_on, typing.get_args(RunOn)))
+
+
+def resolve_max_workers(max_workers: int | None, default: int) -> int:
+    """How many worker threads a new loop may have. Raises TypeError for what is no int, ValueError below 1."""
+    if max_workers is None:
+        return default
+    if not isinstance(max_workers, int):
+        raise TypeError(f"max_workers must be an int, not {type(max_workers).__name__!r}")
+    if max_workers < 1:
+        raise ValueError("max_workers must be greater than 0")
+    return max_workers

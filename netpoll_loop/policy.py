@@ -11,8 +11,9 @@ import typing
 from asyncio import events
 from collections.abc import Coroutine
 
+from netpoll_loop._core.handoff import MAX_WORKERS
 from netpoll_loop.loop import Loop
-from netpoll_loop.options import resolve_netpoller
+from netpoll_loop.options import resolve_max_workers, resolve_netpoller, resolve_run_on
 
 __all__ = ["EventLoopPolicy", "install", "new_event_loop", "run"]
 
@@ -29,17 +30,22 @@ class EventLoopPolicy(_DefaultEventLoopPolicy):
     """An event loop policy whose loops are `netpoll_loop.Loop`s.
 
     `netpoller` is "auto", "dedicated" or "inline"; None means the environment variable NETPOLL_LOOP_NETPOLLER as it is
-    when a loop is made, else "auto". Raises ValueError for anything else.
+    when a loop is made, else "auto". `run_on` is "caller" or "worker"; None means NETPOLL_LOOP_RUN_ON, else "caller".
+    `max_workers` bounds the threads of `blocking()`, 64 if None. Raises ValueError for anything else.
 
     Apart from the loops it is asyncio's default policy: https://docs.python.org/3/library/asyncio-policy.html
     """
 
-    def __init__(self, netpoller: str | None = None) -> None:
+    def __init__(
+        self, netpoller: str | None = None, *, run_on: str | None = None, max_workers: int | None = None
+    ) -> None:
         super().__init__()
         self._netpoller = None if netpoller is None else resolve_netpoller(netpoller)
+        self._run_on = None if run_on is None else resolve_run_on(run_on)
+        self._max_workers = resolve_max_workers(max_workers, MAX_WORKERS)
 
     def _loop_factory(self) -> Loop:
-        return Loop(netpoller=self._netpoller)
+        return Loop(self._netpoller, run_on=self._run_on, max_workers=self._max_workers)
 
     if sys.version_info < (3, 12):
         # 3.11's default is a thread for each child process. The loop itself asks no watcher for its children
@@ -56,33 +62,44 @@ class EventLoopPolicy(_DefaultEventLoopPolicy):
                     self._watcher = PidfdChildWatcher()
 
 
-def new_event_loop(netpoller: str | None = None) -> Loop:
+def new_event_loop(netpoller: str | None = None, *, run_on: str | None = None, max_workers: int | None = None) -> Loop:
     """A new loop; a `loop_factory=` for `asyncio.run` (3.12+) and `asyncio.Runner` (3.11+).
 
     `netpoller` is "auto", "dedicated" or "inline"; None means the environment variable NETPOLL_LOOP_NETPOLLER, else
-    "auto". Raises ValueError for anything else, and OSError when the process is out of file descriptors.
+    "auto". `run_on` is "caller", the thread that calls `run_forever` runs the callbacks, or "worker", it parks and
+    serves signals only; None means NETPOLL_LOOP_RUN_ON, else "caller". `max_workers` bounds the threads of
+    `blocking()`, 64 if None. Raises ValueError for anything else, and OSError when the process is out of file
+    descriptors.
     """
-    return Loop(netpoller=netpoller)
+    return Loop(netpoller, run_on=run_on, max_workers=max_workers)
 
 
-def install(netpoller: str | None = None) -> None:
-    """Makes netpoll_loop the event loop of this process: `asyncio.set_event_loop_policy(EventLoopPolicy(netpoller))`.
+def install(netpoller: str | None = None, *, run_on: str | None = None, max_workers: int | None = None) -> None:
+    """Makes netpoll_loop the event loop of this process: `asyncio.set_event_loop_policy(EventLoopPolicy(...))`.
 
     Raises ValueError as `EventLoopPolicy` does. On Python 3.14 and 3.15 asyncio gives a DeprecationWarning for its
     policies; use `run` or `new_event_loop` there.
     """
-    asyncio.set_event_loop_policy(EventLoopPolicy(netpoller))
+    asyncio.set_event_loop_policy(EventLoopPolicy(netpoller, run_on=run_on, max_workers=max_workers))
 
 
-def run(main: Coroutine[typing.Any, typing.Any, _T], *, debug: bool | None = None, netpoller: str | None = None) -> _T:
+def run(
+    main: Coroutine[typing.Any, typing.Any, _T],
+    *,
+    debug: bool | None = None,
+    netpoller: str | None = None,
+    run_on: str | None = None,
+    max_workers: int | None = None,
+) -> _T:
     """Runs a coroutine on a new loop and returns its result: `asyncio.run` on netpoll_loop, for every Python version.
 
-    `debug` as in `asyncio.run`, `netpoller` as in `new_event_loop`. Raises what the coroutine raises, RuntimeError when
-    an event loop is running in this thread, and ValueError for a bad `netpoller`.
+    `debug` as in `asyncio.run`, the others as in `new_event_loop`. Raises what the coroutine raises, RuntimeError when
+    an event loop is running in this thread, and ValueError for a bad option.
     """
     if events._get_running_loop() is not None:
         # Before a loop is made, and in asyncio's words.
         main.close()
         raise RuntimeError("asyncio.run() cannot be called from a running event loop")
-    with asyncio.Runner(debug=debug, loop_factory=functools.partial(new_event_loop, netpoller)) as runner:
+    factory = functools.partial(new_event_loop, netpoller, run_on=run_on, max_workers=max_workers)
+    with asyncio.Runner(debug=debug, loop_factory=factory) as runner:
         return runner.run(main)

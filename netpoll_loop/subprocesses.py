@@ -102,8 +102,11 @@ def _lost(pid: int) -> int:
 
 if sys.version_info < (3, 14):
 
-    def _check_watcher() -> None:
-        """A child watcher that the user has set isn't used, yet asyncio documents what an inactive one does."""
+    def _watcher_takes_all() -> bool:
+        """Whether the child watcher reaps every child of the process, so that only it knows their exit statuses.
+
+        Any other watcher that the user has set isn't used, yet asyncio documents what an inactive one does.
+        """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             watcher = asyncio.get_child_watcher()
@@ -111,6 +114,7 @@ if sys.version_info < (3, 14):
             # 3.11 asks what the context manager gives, later versions ask the watcher.
             if not (entered if sys.version_info < (3, 12) else watcher).is_active():
                 raise RuntimeError("asyncio.get_child_watcher() is not activated, subprocess support is not installed.")
+        return isinstance(watcher, asyncio.FastChildWatcher)
 
 
 class SubprocessMixin(asyncio.SelectorEventLoop):
@@ -128,12 +132,10 @@ class SubprocessMixin(asyncio.SelectorEventLoop):
         extra: typing.Any = None,
         **kwargs: typing.Any,
     ) -> asyncio.SubprocessTransport:
-        if not pidfd_works():
+        if not pidfd_works() or (sys.version_info < (3, 14) and _watcher_takes_all()):
             return await super()._make_subprocess_transport(  # type: ignore[misc,no-any-return]
                 protocol, args, shell, stdin, stdout, stderr, bufsize, extra=extra, **kwargs
             )
-        if sys.version_info < (3, 14):
-            _check_watcher()
         waiter = self.create_future()
         transport = _UnixSubprocessTransport(
             self, protocol, args, shell, stdin, stdout, stderr, bufsize, waiter=waiter, extra=extra, **kwargs

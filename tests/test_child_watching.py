@@ -9,6 +9,7 @@ import gc
 import os
 import signal
 import subprocess
+import sys
 import threading
 
 import pytest
@@ -290,3 +291,24 @@ def test_an_unexpected_error_of_waitpid_frees_the_pidfd(run, monkeypatch, except
 
     run(main())
     assert [context["exception"].errno for context in exceptions] == [errno.EIO]
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="child watchers are gone in Python 3.14")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_watcher_that_reaps_every_child_is_the_one_that_is_asked(loop):
+    watcher = asyncio.FastChildWatcher()
+    policy = asyncio.get_event_loop_policy()
+    before = policy._watcher
+    asyncio.set_event_loop(loop)
+    watcher.attach_loop(loop)
+    policy.set_child_watcher(watcher)
+
+    async def main():
+        return [await (await asyncio.create_subprocess_exec("/bin/sh", "-c", f"exit {n}")).wait() for n in range(20)]
+
+    try:
+        assert loop.run_until_complete(asyncio.wait_for(main(), 20)) == list(range(20))
+    finally:
+        policy.set_child_watcher(before)
+        watcher.close()
+        asyncio.set_event_loop(None)

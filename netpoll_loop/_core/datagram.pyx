@@ -172,14 +172,16 @@ cdef class DatagramTransport(SocketTransport):
         cdef object context
         if bits & (NP_R | NP_ERR | NP_HUP) and self.reads():
             context = self.context
-            PyContext_Enter(context)
+            if not self.enter(context, bits):
+                return 0
             try:
                 self.read()
             finally:
                 PyContext_Exit(context)
         if bits & (NP_W | NP_ERR | NP_HUP) and self.loop is not None and self.buffer:
             context = self.context
-            PyContext_Enter(context)
+            if not self.enter(context, bits):
+                return 0
             try:
                 self.write_ready()
             finally:
@@ -290,6 +292,7 @@ cdef class DatagramTransport(SocketTransport):
         if not data and HEADER_BYTES == 0:
             # Before 3.13 asyncio sends no empty datagrams.
             return
+        self.check_caller()
         if self.address:
             if addr not in (None, self.address):
                 raise ValueError(f"Invalid address: must be None or {self.address}")

@@ -12,6 +12,7 @@ cdef class Home:
     cdef bint running
 
     cdef int forget_timer(self, TimerHandle handle) except -1
+    cdef bint hold_back(self, Runnable runnable) except -1
 
 
 cdef class DebugInfo:
@@ -42,6 +43,7 @@ cdef class Handle(Runnable):
     cdef object arguments(self)
     cdef void drop(self) noexcept
     cdef int cancel_now(self) except -1
+    cdef int enter_failed(self) except -1
     cdef int leave_failed(self) except -1
 
 

@@ -95,6 +95,10 @@ cdef class Home:
         """A timer was cancelled."""
         raise NotImplementedError
 
+    cdef bint hold_back(self, Runnable runnable) except -1:
+        """The runnable's Context is entered elsewhere: whether it is kept until it may run."""
+        return False
+
 
 cdef class DebugInfo:
     """What only debug mode knows of a handle."""
@@ -218,7 +222,7 @@ cdef class Handle(Runnable):
             return 0
         self.show_context()
         if Enter(self.context) < 0:
-            return report(self, <object>self.loop)
+            return self.enter_failed()
         # Held: the callback may cancel its own handle, which drops them.
         Py_INCREF(<object>callback)
         if count == 0:
@@ -240,6 +244,14 @@ cdef class Handle(Runnable):
             Exit(self.context)
             return 0
         return self.leave_failed()
+
+    cdef int enter_failed(self) except -1:
+        try:
+            raise_what_is_set()
+        except RuntimeError as exc:
+            if not (<Home>self.loop).hold_back(self):
+                self.failed(<object>self.loop, exc)
+        return 0
 
     cdef int leave_failed(self) except -1:
         cdef PyObject *t = NULL

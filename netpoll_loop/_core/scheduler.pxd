@@ -68,6 +68,14 @@ cdef class Scheduler(Home):
     # A subclass has its own call_at: call_later goes through it, as asyncio's does.
     cdef bint overrides_call_at
 
+    # P handoff, see handoff.pyx. `changes` moves when attend() has to be asked after the callback that runs: for this
+    # thread may have lost P meanwhile, or another one waits for it; `wanted`: how many wait, or have something for M0.
+    cdef uint64_t changes
+    cdef int wanted
+    # Bodies of blocking() that are open: who calls is looked at.
+    cdef int inside
+    cdef uint64_t turns
+
     # How many polls in a row found nothing while callbacks were ready, at most QUIET_TURNS: from
     # then on, and while `still` isn't empty, the loop polls only every POLL_INTERVAL. Whoever
     # does I/O sets it to 0.
@@ -107,6 +115,9 @@ cdef class Scheduler(Home):
     cdef void learn_ticks(self) noexcept
     cdef int serve_still(self) except -1
     cdef int poll(self) except -1
+    cdef int attend(self) except -1
+    cdef int between_turns(self) except -1
+    cdef bint check_caller(self, object callback, object method) except -1
     cdef int park(self, int64_t deadline) except -1
     cdef bint linger(self, int64_t deadline) except -1
     cdef int wait_without_engine(self, int64_t deadline) except -1

@@ -201,13 +201,15 @@ cdef class Scheduler(Home):
         return self.soon(<PyObject *>callback, tuple_items(args, 0), len(args), <PyObject *>context)
 
     cdef object soon(self, PyObject *callback, PyObject **args, Py_ssize_t count, PyObject *context):
+        cdef bint foreign = False
         if self._closed:
             self._check_closed()
-        if self._debug:
-            self._check_thread()
-            self._check_callback(<object>callback, "call_soon")
+        if self._debug or self.inside:
+            foreign = self.check_caller(<object>callback, "call_soon")
         cdef Handle handle = new_handle(self, callback, args, count, context)
         self.ring_push(handle)
+        if foreign:
+            np_wake(self.engine)
         return handle
 
     def _call_soon(self, callback, args, context):
@@ -259,17 +261,19 @@ cdef class Scheduler(Home):
     cdef object add_timer(self, object when, double seconds, PyObject *callback, PyObject **args,
                           Py_ssize_t count, PyObject *context):
         cdef TimerHandle handle
+        cdef bint foreign = False
         if self._closed:
             self._check_closed()
-        if self._debug:
-            self._check_thread()
+        if self._debug or self.inside:
             # asyncio names call_at, whichever of the two was called.
-            self._check_callback(<object>callback, "call_at")
+            foreign = self.check_caller(<object>callback, "call_at")
         if seconds != seconds:
             # NaN has no place in an order; asyncio finds it due at once.
             seconds = float("-inf")
         handle = new_timer(self, when, seconds, callback, args, count, context)
         self.timers.push(handle)
+        if foreign:
+            np_wake(self.engine)
         return handle
 
     def create_future(self):
@@ -323,6 +327,22 @@ cdef class Scheduler(Home):
         self._stopping = True
         # From another thread it isn't allowed, but must not hang either.
         np_wake(self.engine)
+
+    # ---- what P handoff adds ------------------------------------------------
+
+    cdef int attend(self) except -1:
+        """Between two callbacks, when `changes` has moved; whether the turn is to end here."""
+        return 0
+
+    cdef int between_turns(self) except -1:
+        """On M0, while something is wanted of it."""
+        return 0
+
+    cdef bint check_caller(self, object callback, object method) except -1:
+        """In debug mode, or while P moves: who calls, and what. Whether the loop has to be woken."""
+        self._check_thread()
+        self._check_callback(callback, method)
+        return False
 
     # ---- the turn -----------------------------------------------------------
 
@@ -405,7 +425,7 @@ cdef class Scheduler(Home):
             count = np_poll(self.engine, self.events, EVENTS_MAX)
             if count:
                 self.dispatch(count)
-            if self.head != self.tail or self._stopping:
+            if self.head != self.tail or self._stopping or self.wanted:
                 return True
             if nanoseconds() >= end:
                 return False
@@ -416,7 +436,7 @@ cdef class Scheduler(Home):
         if self.forked:
             return self.wait_without_engine(deadline)
         np_park_prepare(self.engine)
-        if self.head != self.tail or self._stopping:
+        if self.head != self.tail or self._stopping or self.wanted:
             np_park_cancel(self.engine)
             return 0
         with nogil:
@@ -442,6 +462,7 @@ cdef class Scheduler(Home):
 
     cdef int turn(self) except -1:
         cdef double end
+        self.turns += 1
         if self.rearm:
             # An exception that went through has kept the last turn from it.
             self.arm_again()
@@ -487,6 +508,7 @@ cdef class Scheduler(Home):
 
     cdef int run_ready(self) except -1:
         cdef size_t todo = self.tail - self.head
+        cdef uint64_t seen = self.changes
         cdef PyObject *item
         cdef Handle handle
         while todo and self.head != self.tail:
@@ -506,6 +528,10 @@ cdef class Scheduler(Home):
                     settle(handle)
             else:
                 self.run_other(self.ring_pop())
+            if self.changes != seen:
+                if self.attend():
+                    break
+                seen = self.changes
         if self.rearm:
             self.arm_again()
         return 0
@@ -561,10 +587,14 @@ cdef class Scheduler(Home):
         if type(self)._run_once is not Scheduler._run_once:
             while True:
                 self._run_once()
+                if self.wanted:
+                    self.between_turns()
                 if self._stopping:
                     return
         while True:
             self.turn()
+            if self.wanted:
+                self.between_turns()
             if self._stopping:
                 return
 

@@ -11,7 +11,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
-from libc.errno cimport EAGAIN, EALREADY, EBADF, EINPROGRESS, EINTR, errno
+from libc.errno cimport EAGAIN, EALREADY, EBADF, EINPROGRESS, EINTR, EISCONN, errno
 
 from netpoll_loop._core.engine cimport NP_LEVEL, NP_WAIT
 from netpoll_loop._core.scheduler cimport SCRATCH_SIZE, Scheduler
@@ -94,9 +94,6 @@ cdef enum:
     FRESH = 0   # not awaited yet
     PARKED = 1  # waits on its socket, by a future
     DONE = 2    # returned, raised or closed
-
-
-cdef class SockLoop(ServingLoop)
 
 
 @cython.no_gc_clear
@@ -459,7 +456,11 @@ async def begin_connect(sock, address):
 
 
 cdef class Connect(Operation):
-    """The end of a connect that is under way; on one machine it has come before connect(2) returns."""
+    """The end of a connect that is under way; on one machine it has come before connect(2) returns.
+
+    With a dedicated netpoller all events come from its thread. Who connected waits for its own there, so that the
+    listener's isn't far behind it: on stock asyncio the two come in one poll.
+    """
 
     cdef object address
 
@@ -467,22 +468,24 @@ cdef class Connect(Operation):
         return None
 
     cdef object attempt(self):
-        error = self.sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
-        if error != 0:
-            raise OSError(error, f"Connect call failed {self.address}")
+        if self.waiter is None and self.loop._mode == "dedicated":
+            return None
         try:
             self.sock.getpeername()
+            return True
         except OSError:
-            # Woken too early: an event from before the connect.
+            pass
+        # Under way, or it has failed. Reading SO_ERROR would leave a socket that can't be connected any more.
+        error = self.sock.connect_ex(self.address)
+        if error in UNDER_WAY:
             return None
+        if error != 0 and error != EISCONN:
+            raise OSError(error, f"Connect call failed {self.address}")
         return True
 
 
 cdef class SockLoop(ServingLoop):
     """The serving loop, with sock_recv and its kin."""
-
-    # Coroutines that wait on a socket.
-    cdef Py_ssize_t parked
 
     cdef int check_sock(self, object sock) except -1:
         if type(sock) is not SocketType:

@@ -293,7 +293,8 @@ cdef class StreamTransport(SocketTransport):
         cdef object context
         if bits & (NP_R | NP_HUP | NP_ERR) and self.reads():
             context = self.context
-            PyContext_Enter(context)
+            if not self.enter(context, bits):
+                return 0
             try:
                 if self.buffered:
                     self.read_buffered()
@@ -309,7 +310,8 @@ cdef class StreamTransport(SocketTransport):
             # A protocol that wrote in resume_writing() may be paused although all is sent by now.
             if self.unsent() or self._protocol_paused or bits & NP_ERR:
                 context = self.context
-                PyContext_Enter(context)
+                if not self.enter(context, NP_W):
+                    return 0
                 try:
                     self.write_progress()
                 finally:
@@ -529,6 +531,7 @@ cdef class StreamTransport(SocketTransport):
         cdef ssize_t sent
         if self.empty_waiter is not None:
             raise RuntimeError("unable to write; sendfile is in progress")
+        self.check_caller()
         if size == 0:
             return 0
         if self._conn_lost:
@@ -612,6 +615,7 @@ cdef class StreamTransport(SocketTransport):
             raise RuntimeError("Cannot call writelines() after write_eof()")
         if self.empty_waiter is not None:
             raise RuntimeError("unable to writelines; sendfile is in progress")
+        self.check_caller()
         if not list_of_data:
             return
         parts = list(list_of_data)
@@ -731,6 +735,7 @@ cdef class StreamTransport(SocketTransport):
         """asyncio.WriteTransport.write_eof: half-close when all is sent."""
         if self._closing or self._eof:
             return
+        self.check_caller()
         self._eof = True
         if not self.unsent():
             self.shut_down_writing()
@@ -776,6 +781,7 @@ cdef class StreamTransport(SocketTransport):
         """asyncio.BaseTransport.close: sends what is queued, then closes."""
         if self._closing:
             return
+        self.check_caller()
         self._closing = True
         if not self.unsent():
             self._conn_lost += 1

@@ -37,6 +37,8 @@ cdef class SocketTransport(Descriptor):
     cdef char name_raw[RAW_SIZE]
 
     cdef int adopt(self, Scheduler loop, object sock, object extra) except -1
+    cdef bint enter(self, object context, uint32_t bits) except -1
+    cdef int check_caller(self) except -1
     cdef int ask_for_peer(self) except -1
     cdef int disown(self) except -1
     cdef int run_failed(self, Scheduler loop, uint32_t bits) except -1

@@ -7,6 +7,7 @@ while the engine may touch its fd, so that a ``close()`` behind the
 transport's back can't free the number.
 """
 
+from cpython.contextvars cimport PyContext_Enter
 from libc.stdint cimport uint32_t
 from libc.string cimport memcpy
 
@@ -59,6 +60,24 @@ cdef class SocketTransport(Descriptor):
             self.ask_for_peer()
         if isinstance(sock, _socket.socket):
             sock._io_refs += 1
+        return 0
+
+    cdef bint enter(self, object context, uint32_t bits) except -1:
+        """Enters the protocol's context; False if a body of blocking() is in it: at its end the bits are served."""
+        try:
+            PyContext_Enter(context)
+        except RuntimeError:
+            if not self.loop.hold_back(self):
+                raise
+            self.pending_bits |= bits
+            self.queued = True
+            return False
+        return True
+
+    cdef int check_caller(self) except -1:
+        """Raises inside a body of blocking()."""
+        if self.loop is not None and self.loop.inside:
+            self.loop.check_caller(None, None)
         return 0
 
     cdef int ask_for_peer(self) except -1:
@@ -310,6 +329,7 @@ cdef class SocketTransport(Descriptor):
 
     def abort(self):
         """asyncio.WriteTransport.abort: closes at once; what is queued is not sent."""
+        self.check_caller()
         self._force_close(None)
 
     def _fatal_error(self, exc, message="Fatal error on transport"):

@@ -1,0 +1,659 @@
+"""blocking(): the loop goes on while a callback blocks its thread, and nobody notices anything else."""
+
+import asyncio
+import contextvars
+import gc
+import os
+import signal
+import sqlite3
+import sys
+import threading
+import time
+import warnings
+
+import pytest
+
+import netpoll_loop
+from netpoll_loop import blocking
+
+pytestmark = pytest.mark.netpoll_only("netpoll_loop's own function")
+
+#: Seconds: a body that is sure to be taken over; how long anything may take.
+LONG = 0.03
+LIMIT = 10
+
+
+def state():
+    """What a coroutine can see of where it runs."""
+    return threading.get_ident(), asyncio.current_task(), asyncio.get_running_loop()
+
+
+async def ticks(count=5):
+    for _ in range(count):
+        await asyncio.sleep(0.001)
+    return count
+
+
+def test_other_tasks_run_while_a_body_blocks_and_the_task_stays_on_its_thread(run):
+    async def main():
+        other = asyncio.create_task(ticks())
+        before = state()
+        with blocking():
+            deadline = time.monotonic() + LIMIT
+            while not other.done():
+                assert time.monotonic() < deadline, "the loop stood still"
+                time.sleep(0.001)
+        assert state() == before
+        assert await other == 5
+
+    run(main())
+
+
+def test_many_bodies_at_once_each_come_back_to_their_own_task(run):
+    async def block(number):
+        before = state()
+        for _ in range(3):
+            with blocking():
+                time.sleep(LONG / 3)
+            assert state() == before
+            await asyncio.sleep(0)
+            before = state()
+        return number
+
+    async def main():
+        ticker = asyncio.create_task(ticks(20))
+        assert await asyncio.gather(*map(block, range(40))) == list(range(40))
+        await ticker
+
+    run(main())
+
+
+def test_more_bodies_than_workers_all_end(run, new_loop, caplog):
+    loop = new_loop(max_workers=3)
+
+    async def block():
+        with blocking():
+            time.sleep(0.01)
+
+    async def main():
+        await asyncio.gather(*(block() for _ in range(12)))
+
+    loop.run_until_complete(asyncio.wait_for(main(), LIMIT))
+    assert sum("worker threads are inside blocking()" in record.message for record in caplog.records) == 1
+
+
+def test_no_two_callbacks_run_at_once(run):
+    inside = []
+
+    async def work():
+        for _ in range(20):
+            inside.append(1)
+            assert len(inside) == 1
+            for _ in range(200):
+                pass
+            inside.pop()
+            with blocking():
+                time.sleep(0.0015)
+            await asyncio.sleep(0)
+
+    async def main():
+        await asyncio.gather(*(work() for _ in range(8)))
+
+    run(main())
+
+
+def test_a_short_body_gives_nothing_away(run):
+    async def main():
+        thread = threading.get_ident()
+        seen = []
+        asyncio.get_running_loop().call_soon(lambda: seen.append(threading.get_ident()))
+        for _ in range(100):
+            with blocking():
+                pass
+        assert not seen
+        await asyncio.sleep(0)
+        assert seen == [thread]
+
+    run(main())
+
+
+@pytest.mark.parametrize("seconds", [0, LONG])
+def test_an_exception_leaves_the_body_and_the_task_is_whole(run, seconds):
+    async def main():
+        before = state()
+        with pytest.raises(LookupError, match="lost"), blocking():
+            time.sleep(seconds)
+            raise LookupError("lost")
+        assert state() == before
+        await ticks()
+
+    run(main())
+
+
+def test_outside_a_loop_and_inside_another_body_it_does_nothing(run):
+    with blocking():
+        pass
+
+    async def main():
+        with blocking():
+            with blocking():
+                time.sleep(LONG)
+            time.sleep(LONG)
+        await ticks()
+
+    run(main())
+
+
+def test_in_a_plain_callback(run, loop):
+    async def main():
+        done = loop.create_future()
+
+        def callback():
+            other = []
+            loop.call_soon(other.append, 1)
+            with blocking():
+                deadline = time.monotonic() + LIMIT
+                while not other and time.monotonic() < deadline:
+                    time.sleep(0.001)
+            assert asyncio.get_running_loop() is loop
+            done.set_result(other)
+
+        loop.call_soon(callback)
+        assert await done == [1]
+
+    run(main())
+
+
+@pytest.mark.parametrize("form", ["bare", "called"])
+def test_as_a_decorator(run, form):
+    def wait(seconds, *, result):
+        """Waits."""
+        time.sleep(seconds)
+        return result
+
+    wait = blocking(wait) if form == "bare" else blocking()(wait)
+    assert (wait.__name__, wait.__doc__) == ("wait", "Waits.")
+    assert wait(0, result=1) == 1
+
+    async def main():
+        other = asyncio.create_task(ticks(3))
+        assert wait(LONG, result=2) == 2
+        assert other.done()
+
+    run(main())
+
+
+def test_what_can_not_be_decorated_is_refused():
+    async def coroutine():
+        pass
+
+    with pytest.raises(TypeError, match="plain functions"):
+        blocking(coroutine)
+    with pytest.raises(TypeError, match="a callable is expected"):
+        blocking(7)
+
+
+# ---- wrong use ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["call_soon", "call_later", "create_task", "create_future", "write"])
+def test_the_loop_can_not_be_used_inside(run, loop, name):
+    async def nothing():
+        pass
+
+    async def main():
+        server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        transport, _ = await loop.create_connection(asyncio.Protocol, *server.sockets[0].getsockname())
+        coroutine = nothing()
+        uses = {
+            "call_soon": lambda: loop.call_soon(print),
+            "call_later": lambda: loop.call_later(1, print),
+            "create_task": lambda: loop.create_task(coroutine),
+            "create_future": lambda: loop.create_future().set_result(None),
+            "write": lambda: transport.write(b"x"),
+        }
+        if name != "create_future":
+            with pytest.raises(RuntimeError, match=r"inside blocking\(\)|Non-thread-safe operation"), blocking():
+                uses[name]()
+        coroutine.close()
+        transport.abort()
+        server.close()
+        await ticks()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        run(main())
+
+
+def test_thread_safe_calls_are_allowed_inside(run, loop):
+    async def main():
+        seen = []
+        with blocking():
+            loop.call_soon_threadsafe(seen.append, 1)
+            assert asyncio.run_coroutine_threadsafe(ticks(2), loop).result(LIMIT) == 2
+        assert seen == [1]
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", ["sleep(0)", "sleep", "future"])
+def test_an_await_inside_raises_and_the_loop_goes_on(run, loop, kind):
+    reports = []
+    loop.set_exception_handler(lambda loop, context: reports.append(context))
+
+    async def main():
+        future = loop.create_future()
+        loop.call_later(LONG, future.set_result, None)
+
+        async def wrong():
+            with blocking():
+                if kind == "sleep(0)":
+                    await asyncio.sleep(0)
+                elif kind == "sleep":
+                    await asyncio.sleep(0.001)
+                else:
+                    await future
+
+        with pytest.raises(RuntimeError, match=r"await inside blocking\(\)|no running event loop"):
+            await asyncio.wait_for(wrong(), LIMIT)
+        await ticks()
+        assert asyncio.get_running_loop() is loop
+
+    run(main())
+    gc.collect()
+
+
+# ---- what stays true ---------------------------------------------------------------------------------------------
+
+
+def test_context_variables(run):
+    variable = contextvars.ContextVar("variable", default=0)
+
+    async def block(number):
+        variable.set(number)
+        with blocking():
+            time.sleep(LONG)
+            assert variable.get() == number
+            variable.set(-number)
+        assert variable.get() == -number
+
+    async def main():
+        await asyncio.gather(*(block(n) for n in range(1, 8)))
+        assert variable.get() == 0
+
+    run(main())
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="create_task(context=)")
+def test_tasks_that_share_a_context_with_a_body_wait_for_its_end(run):
+    async def main():
+        context = contextvars.copy_context()
+        order = []
+
+        async def block():
+            with blocking():
+                time.sleep(LONG)
+            order.append("body")
+
+        async def other():
+            order.append("other")
+            await asyncio.sleep(0)
+            order.append("again")
+
+        tasks = [asyncio.create_task(f(), context=context) for f in (block, other)]
+        free = asyncio.create_task(ticks())
+        await asyncio.gather(*tasks, free)
+        assert order == ["body", "other", "again"]
+
+    run(main())
+
+
+def test_data_received_is_not_called_again_while_it_blocks(run, loop):
+    async def main():
+        active, received = [], []
+        done = loop.create_future()
+
+        class Slow(asyncio.Protocol):
+            def data_received(self, data):
+                assert not active
+                active.append(1)
+                with blocking():
+                    time.sleep(LONG)
+                active.pop()
+                received.append(data)
+                if sum(map(len, received)) == 3:
+                    done.set_result(None)
+
+        server = await loop.create_server(Slow, "127.0.0.1", 0)
+        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        for _ in range(3):
+            writer.write(b"x")
+            await asyncio.sleep(0.005)
+        await done
+        writer.close()
+        server.close()
+        assert b"".join(received) == b"xxx"
+
+    run(main())
+
+
+def test_a_cancellation_takes_effect_at_the_next_await(run):
+    async def main():
+        reached = []
+
+        async def block():
+            with blocking():
+                time.sleep(LONG)
+            reached.append("after the body")
+            await asyncio.sleep(0)
+            reached.append("after the await")
+
+        task = asyncio.create_task(block())
+        asyncio.get_running_loop().call_later(LONG / 3, task.cancel)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert reached == ["after the body"]
+
+    run(main())
+
+
+def test_async_with_takes_a_cancellation_at_its_end(run):
+    async def main():
+        async def block():
+            async with asyncio.timeout(LONG / 3):
+                async with blocking():
+                    time.sleep(LONG)
+
+        with pytest.raises(TimeoutError):
+            await block()
+        # Nothing of it is left for the next await.
+        await ticks()
+
+    run(main())
+
+
+def test_timeouts_and_task_groups(run):
+    async def block():
+        with blocking():
+            time.sleep(LONG)
+        await asyncio.sleep(0)
+
+    async def main():
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(LONG / 3):
+                await block()
+
+        async def fail():
+            await asyncio.sleep(LONG / 3)
+            raise LookupError
+
+        with pytest.raises(ExceptionGroup) as caught:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(block())
+                group.create_task(fail())
+        assert [type(exc) for exc in caught.value.exceptions] == [LookupError]
+        await ticks()
+
+    run(main())
+
+
+def test_all_tasks_lists_the_tasks_of_every_thread(run):
+    async def main():
+        made = []
+        seen = {}
+
+        async def block():
+            with blocking():
+                time.sleep(LONG)
+            seen["first"] = asyncio.all_tasks()
+
+        async def maker():
+            made.append(asyncio.create_task(asyncio.sleep(10)))
+            seen["worker"] = asyncio.all_tasks()
+
+        first = asyncio.create_task(block())
+        await asyncio.sleep(0)
+        made.append(asyncio.create_task(maker()))
+        await first
+        expected = {asyncio.current_task(), first, *made}
+        assert seen["worker"] >= {asyncio.current_task(), first, *made}
+        assert asyncio.all_tasks() >= {task for task in expected if not task.done()}
+        made[-1].cancel()
+        if made[0] is not made[-1]:
+            made[0].cancel()
+
+    run(main())
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks")
+def test_eager_tasks(run, loop):
+    loop.set_task_factory(asyncio.eager_task_factory)
+
+    async def block():
+        before = state()
+        with blocking():
+            time.sleep(LONG)
+        assert state() == before
+        return 1
+
+    async def main():
+        me = asyncio.current_task()
+        assert await asyncio.create_task(block()) == 1
+        assert asyncio.current_task() is me
+
+    run(main())
+
+
+def test_async_generators_started_on_a_worker_are_closed(run, loop):
+    closed = []
+
+    async def numbers():
+        try:
+            yield 1
+            yield 2
+        finally:
+            closed.append(1)
+
+    async def block():
+        with blocking():
+            time.sleep(LONG)
+
+    async def main():
+        task = asyncio.create_task(block())
+        await asyncio.sleep(0)
+        generator = numbers()
+        await generator.__anext__()
+        await task
+        kept.append(generator)
+
+    kept = []
+    run(main())
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    assert closed == [1]
+
+
+def test_threads_are_named_and_end_with_the_loop(new_loop):
+    loop = new_loop()
+
+    async def main():
+        with blocking():
+            time.sleep(LONG)
+            names.extend(thread.name for thread in threading.enumerate())
+
+    names = []
+    loop.run_until_complete(main())
+    loop.close()
+    assert any(name.startswith("netpoll_loop worker ") for name in names)
+    assert not [t for t in threading.enumerate() if t.name.startswith("netpoll_loop worker ")]
+
+
+def test_debug_mode(run, loop):
+    loop.set_debug(True)
+
+    async def main():
+        with blocking():
+            time.sleep(LONG)
+        await ticks()
+
+    run(main())
+
+
+def test_a_thread_bound_object_of_the_task_itself_stays_usable(run):
+    async def main():
+        connection = sqlite3.connect(":memory:")
+        with blocking():
+            time.sleep(LONG)
+            connection.execute("select 1")
+        connection.execute("select 1")
+        connection.close()
+
+    run(main())
+
+
+# ---- ends --------------------------------------------------------------------------------------------------------
+
+
+def test_the_end_of_a_run_waits_for_its_own_thread(new_loop):
+    loop = new_loop()
+    order = []
+
+    def callback():
+        with blocking():
+            time.sleep(LONG)
+        order.append("body")
+
+    loop.call_soon(callback)
+    loop.call_later(LONG / 3, loop.stop)
+    loop.run_forever()
+    assert order == ["body"]
+
+
+def test_a_body_that_outlives_the_loop_ends_with_an_error(new_loop):
+    loop = new_loop()
+    raised = []
+    over = threading.Event()
+    release = threading.Event()
+
+    async def block():
+        try:
+            with blocking():
+                over.wait(LIMIT)
+        except RuntimeError as exc:
+            raised.append(str(exc))
+        finally:
+            release.set()
+
+    async def main():
+        # The second body is on a worker thread.
+        tasks.append(asyncio.ensure_future(hold()))
+        await asyncio.sleep(0)
+        tasks.append(asyncio.ensure_future(block()))
+        await asyncio.sleep(LONG * 3)
+
+    async def hold():
+        with blocking():
+            time.sleep(LONG)
+
+    tasks = []
+    loop.run_until_complete(main())
+    for task in tasks:
+        task._log_destroy_pending = False
+    loop.close()
+    over.set()
+    assert release.wait(LIMIT)
+    assert raised == ["Event loop is closed"]
+    deadline = time.monotonic() + LIMIT
+    while any(t.name.startswith("netpoll_loop worker ") for t in threading.enumerate()):
+        assert time.monotonic() < deadline, "a worker thread is left"
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("exception", [KeyboardInterrupt, SystemExit])
+def test_an_exit_raised_on_a_worker_comes_out_of_run_forever(new_loop, exception):
+    loop = new_loop()
+
+    def fail():
+        threads.append(threading.get_ident())
+        raise exception
+
+    def callback():
+        loop.call_soon(fail)
+        with blocking():
+            time.sleep(LONG)
+        after.append(1)
+
+    threads, after = [], []
+    loop.call_soon(callback)
+    with pytest.raises(exception):
+        loop.run_forever()
+    assert threads != [threading.get_ident()]
+    assert after == [1]
+
+
+def test_ctrl_c_in_a_body_on_the_main_thread(new_loop):
+    loop = new_loop()
+
+    async def main():
+        loop.call_later(LONG, os.kill, os.getpid(), signal.SIGINT)
+        with blocking():
+            time.sleep(LIMIT)
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(main())
+    assert time.monotonic() - started < LIMIT
+
+
+def test_runners_sigint_cancels_the_main_task_while_a_worker_runs_the_loop():
+    async def main():
+        loop = asyncio.get_running_loop()
+
+        def callback():
+            with blocking():
+                time.sleep(LONG * 3)
+
+        loop.call_soon(callback)
+        loop.call_later(LONG, os.kill, os.getpid(), signal.SIGINT)
+        try:
+            await asyncio.sleep(LIMIT)
+        except asyncio.CancelledError:
+            cancelled.append(1)
+            raise
+
+    cancelled = []
+    with pytest.raises(KeyboardInterrupt), asyncio.Runner(loop_factory=netpoll_loop.new_event_loop) as runner:
+        runner.run(main())
+    assert cancelled == [1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
+def test_fork_in_a_body(run):
+    async def main():
+        other = asyncio.create_task(ticks(10))
+        with blocking():
+            time.sleep(LONG)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                pid = os.fork()
+            if pid == 0:
+                os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+        await other
+
+    run(main())
+
+
+def test_signal_handlers_run_while_a_worker_has_the_loop(run, loop):
+    async def main():
+        seen = []
+        loop.add_signal_handler(signal.SIGUSR1, seen.append, 1)
+        with blocking():
+            time.sleep(LONG)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            deadline = time.monotonic() + LIMIT
+            while not seen and time.monotonic() < deadline:
+                time.sleep(0.001)
+        loop.remove_signal_handler(signal.SIGUSR1)
+        assert seen == [1]
+
+    run(main())
