@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 RESAMPLES = 2000
 LEVEL = 0.95
+MISSED = "MISSED"
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,56 @@ class Ratio:
     def __str__(self) -> str:
         return f"{self.median:.2f} [{self.low:.2f}..{self.high:.2f}]"
 
-    def verdict(self, target: float) -> str:
-        """A target is missed when the interval's upper end is below it."""
-        if self.high < target:
-            return "MISSED"
-        return "met" if self.median >= target else "within the interval"
+    def verdict(self, target: float, at_most: bool = False) -> str:
+        """A target is missed when the whole interval is below it; when it is above it, if less is better."""
+        if self.low > target if at_most else self.high < target:
+            return MISSED
+        reached = self.median <= target if at_most else self.median >= target
+        return "met" if reached else "within the interval"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one of a row's metrics has to reach, where that isn't the rate next to uvloop's or the best loop's."""
+
+    metric: str
+    title: str
+    bound: float
+    to: str | None = None  #: the loop whose value it is divided by, round by round; None: the value itself
+    at_most: bool = False  #: less is better
+    minimum: bool = False  #: the worst round counts, not the median: there is no interval
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a target came to."""
+
+    title: str
+    found: str
+    word: str
+
+
+def outcome(target: Target, measured: Mapping[str, Mapping[int, Mapping[str, float]]], ours: str) -> Outcome | None:
+    """None if there is nothing to judge by."""
+
+    def values(name: str) -> dict[int, float]:
+        return {number: one[target.metric] for number, one in measured.get(name, {}).items() if target.metric in one}
+
+    mine = values(ours)
+    judged = list(mine.values()) if target.to is None else paired(mine, values(target.to))
+    found = ratio(judged)
+    if found is None:
+        return None
+    title = f"{target.title}, wanted {'at most' if target.at_most else 'at least'} {target.bound:.4g}"
+    if target.minimum:
+        worst = max(judged) if target.at_most else min(judged)
+        alone = Ratio(worst, worst, worst, len(judged))
+        return Outcome(title, f"worst of {len(judged)}: {worst:.3g}", alone.verdict(target.bound, target.at_most))
+    numbers = [
+        f"{number:.4g}" if target.to is None else f"{number:.2f}" for number in (found.median, found.low, found.high)
+    ]
+    text = f"{numbers[0]} [{numbers[1]}..{numbers[2]}]"
+    return Outcome(title, text, found.verdict(target.bound, target.at_most))
 
 
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
