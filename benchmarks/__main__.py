@@ -70,7 +70,9 @@ def main() -> int:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", "--row", help="rows, groups, KIND:CONNECTIONS[:BYTES]; all of the table")
-    parser.add_argument("--loops", help="all that are installed; netpoll_loop:MODE for one mode")
+    parser.add_argument(
+        "--loops", help="all that are installed; netpoll_loop:MODE for one mode; some rows are about certain ones"
+    )
     parser.add_argument("--rounds", type=int, help="7; 3 with --quick")
     parser.add_argument("--seconds", type=float, help="measured in each round; 0.5, 0.4 with --quick")
     parser.add_argument("--quick", action="store_true", help=f"{rows.QUICK} against uvloop and asyncio")

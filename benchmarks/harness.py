@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
@@ -117,8 +117,11 @@ class Process:
     def write_line(self, text: str = "") -> None:
         """To its stdin."""
         assert self._popen.stdin is not None
-        self._popen.stdin.write(f"{text}\n".encode())
-        self._popen.stdin.flush()
+        try:
+            self._popen.stdin.write(f"{text}\n".encode())
+            self._popen.stdin.flush()
+        except OSError:
+            self.fail("ended early")
 
     def send_signal(self, number: int) -> None:
         self._popen.send_signal(number)
@@ -310,7 +313,9 @@ class Load:
     max_us: float
     errors: int
     client_cpu_seconds: float
-    last_reply_ns: int = 0  #: when the last response came, on CLOCK_MONOTONIC
+    #: When the last message was sent (in a burst) and the last response came, on CLOCK_MONOTONIC.
+    last_sent_ns: int
+    last_reply_ns: int
 
     @classmethod
     def from_json(cls, line: str) -> Load:
@@ -341,8 +346,18 @@ def start_loadgen(mode: str, port: int, **options: Any) -> Process:
     return Process([str(LOADGEN), mode, "--json", f"--host={HOST}", f"--port={port}", *words])
 
 
-def load(server: Server, connections: int, size: int, seconds: float, warmup: float, rate: float | None = None) -> Load:
+def load(
+    server: Server,
+    connections: int,
+    size: int,
+    seconds: float,
+    warmup: float,
+    rate: float | None = None,
+    during: Callable[[], None] | None = None,
+) -> Load:
     """Load a server: each connection as fast as it is answered or, with ``rate``, by a schedule of so many a second.
+
+    ``during`` is called once the load generator has been started.
 
     Raises BenchmarkError on any error: a lost connection, a wrong byte or status, a response that doesn't
     come.
@@ -355,6 +370,8 @@ def load(server: Server, connections: int, size: int, seconds: float, warmup: fl
         kind.load, server.port, connections=connections, seconds=seconds, warmup=warmup, rate=rate, **extra
     )
     try:
+        if during is not None:
+            during()
         limit = seconds + warmup + 30 + connections / 1000  # beyond the load generator's own
         line = client.read_line(limit)
         if client.wait(limit) != 0:
@@ -397,4 +414,4 @@ def _load_https(server: Server, connections: int, seconds: float) -> Load:
         client.end()
     rate, requests = float(found["Requests/sec:"]), int(found["requests"])
     mean, half, most = (_microseconds(found[name]) for name in ("Latency", "50%", "99%"))
-    return Load(elapsed, requests, requests, rate, mean, half, most, most, most, 0, 0.0)
+    return Load(elapsed, requests, requests, rate, mean, half, most, most, most, 0, 0.0, 0, 0)

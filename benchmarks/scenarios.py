@@ -60,18 +60,23 @@ def load_figures(load: Load, cpu: float, seconds: float) -> dict[str, Any]:
     }
 
 
-def _measure(server: Server, row: Row, seconds: float, rate: float | None = None) -> dict[str, Any]:
+def _measure(
+    server: Server,
+    row: Row,
+    seconds: float,
+    rate: float | None = None,
+    during: Callable[[], None] | None = None,
+) -> dict[str, Any]:
     before = server.cpu_seconds()
-    load = harness.load(server, row.connections, row.size, seconds, WARMUP, rate)
+    load = harness.load(server, row.connections, row.size, seconds, WARMUP, rate, during)
     return load_figures(load, server.cpu_seconds() - before, seconds)
 
 
 @scenario("work")
 def working(row: Row, loop: LoopSpec, seconds: float, shared: dict[str, Any]) -> dict[str, Any]:
     """A server with work for each request."""
-    # Once for all: else the modes would differ by how well each was calibrated.
-    if "turns of work for each request" not in shared:
-        shared["turns of work for each request"] = round(work.spins_per_us() * row.work_us)
+    # The same for all: else the modes would differ by how well each was calibrated.
+    shared["turns of work for each request"] = round(work.spins_per_us() * row.work_us)
     server = Server(row.what, loop, spins=shared["turns of work for each request"])
     try:
         measured = _measure(server, row, seconds)
@@ -81,24 +86,31 @@ def working(row: Row, loop: LoopSpec, seconds: float, shared: dict[str, Any]) ->
         server.end()
 
 
+def _speed(progress: Progress, seconds: float) -> float:
+    """In steps a second, over so long a time."""
+    start, count = time.monotonic(), progress.count()
+    time.sleep(seconds)
+    return (progress.count() - count) / (time.monotonic() - start)
+
+
 @scenario("beside")
 def beside(row: Row, loop: LoopSpec, seconds: float, shared: dict[str, Any]) -> dict[str, Any]:
     """A server in whose process a thread computes. Its CPU isn't counted as that of the requests."""
     server = Server(row.what, loop, computing=True)
     try:
         progress = Progress(server.pid, **server.about["computing"])
+        solo = _speed(progress, SOLO)
+        loaded = 0.0
 
-        def now() -> tuple[float, float, float]:
-            return time.monotonic(), progress.count(), progress.cpu_seconds()
+        def watch() -> None:
+            nonlocal loaded
+            time.sleep(WARMUP)  # until then connections are opened, and the thread has more than its share
+            loaded = _speed(progress, seconds)
 
-        start, count, _ = now()
-        time.sleep(SOLO)
-        end, after, cpu = now()
-        solo = (after - count) / (end - start)
-        measured = _measure(server, row, seconds)
-        last, far, used = now()
-        measured["share"] = (far - after) / (last - end) / solo
-        measured["cpu_us"] -= (used - cpu) / measured["requests"] * 1e6
+        cpu = progress.cpu_seconds()
+        measured = _measure(server, row, seconds, during=watch)
+        measured["share"] = loaded / solo
+        measured["cpu_us"] -= (progress.cpu_seconds() - cpu) / measured["requests"] * 1e6
         server.stop()
         return measured
     finally:
@@ -215,6 +227,8 @@ def accept_stall(row: Row, loop: LoopSpec, seconds: float, shared: dict[str, Any
         # The stall itself is CPU time that has nothing to do with the requests.
         cpu = server.cpu_seconds() - before - (ended - began) / 1e9
         server.stop()
+        if load.last_sent_ns > ended:
+            raise BenchmarkError("the clients didn't send everything within the stall")
         last = (load.last_reply_ns - ended) / 1e9
         if last <= 0:
             raise BenchmarkError("the last reply came before the stall's end")

@@ -86,7 +86,7 @@ def row_text(row: dict[str, Any]) -> str:
         wanted = "" if target is None else f", wanted {target:.2f}: {ratio.verdict(target)}"
         text += f"\n  to {name}: {ratio}{wanted}"
     for one in outcomes(row):
-        text += f"\n  {one.title}: {one.found}: {one.word}"
+        text += f"\n  {one}"
     for what, value in row.get("shared", {}).items():
         text += f"\n  {what}: {value:.6g}"
     if row.get("missing"):
@@ -127,9 +127,12 @@ def summary(results: dict[str, Any]) -> str:
         if target is not None
     ]
     others = [one for row in results["rows"] for one in outcomes(row)] + matrix.outcomes(results["rows"])
-    verdicts += [(f"{one.title}: {one.found}", one.word) for one in others]
-    missed = [name for name, word in verdicts if word == verdict.MISSED]
-    text = f"{len(verdicts) - len(missed)} of {len(verdicts)} targets reached"
+    verdicts += [(f"{one.title}: {one.found}", one.word) for one in others if one.word]
+    missed = [name for name, word in verdicts if word == verdict.MISSED and not name.startswith(matrix.CELL)]
+    if cells := sum(name.startswith(matrix.CELL) and word == verdict.MISSED for name, word in verdicts):
+        missed.append(f"{cells} cells of the matrix")
+    reached = sum(word != verdict.MISSED for _, word in verdicts)
+    text = f"{reached} of {len(verdicts)} targets reached"
     return text + (f"; missed: {'; '.join(missed)}" if missed else "")
 
 

@@ -38,10 +38,10 @@ class Target:
 
     metric: str
     title: str
-    bound: float
+    bound: float | None  #: None: only reported
     to: str | None = None  #: the loop whose value it is divided by, round by round; None: the value itself
     at_most: bool = False  #: less is better
-    minimum: bool = False  #: the worst round counts, not the median: there is no interval
+    worst: bool = False  #: the worst round counts, not the median: there is no interval
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,10 @@ class Outcome:
 
     title: str
     found: str
-    word: str
+    word: str  #: as of `Ratio.verdict`; empty: nothing was wanted
+
+    def __str__(self) -> str:
+        return f"{self.title}: {self.found}" + (f": {self.word}" if self.word else "")
 
 
 def outcome(target: Target, measured: Mapping[str, Mapping[int, Mapping[str, float]]], ours: str) -> Outcome | None:
@@ -64,16 +67,23 @@ def outcome(target: Target, measured: Mapping[str, Mapping[int, Mapping[str, flo
     found = ratio(judged)
     if found is None:
         return None
-    title = f"{target.title}, wanted {'at most' if target.at_most else 'at least'} {target.bound:.4g}"
-    if target.minimum:
-        worst = max(judged) if target.at_most else min(judged)
-        alone = Ratio(worst, worst, worst, len(judged))
-        return Outcome(title, f"worst of {len(judged)}: {worst:.3g}", alone.verdict(target.bound, target.at_most))
-    numbers = [
-        f"{number:.4g}" if target.to is None else f"{number:.2f}" for number in (found.median, found.low, found.high)
-    ]
-    text = f"{numbers[0]} [{numbers[1]}..{numbers[2]}]"
+    if target.worst:
+        one = max(judged) if target.at_most else min(judged)
+        found = Ratio(one, one, one, len(judged))
+        text = f"{_number(one, target)} in the worst of {len(judged)}"
+    else:
+        low, high = _number(found.low, target), _number(found.high, target)
+        text = f"{_number(found.median, target)} [{low}..{high}]"
+    if target.bound is None:
+        return Outcome(target.title, text, "")
+    title = f"{target.title}, wanted at {'most' if target.at_most else 'least'} {_number(target.bound, target)}"
     return Outcome(title, text, found.verdict(target.bound, target.at_most))
+
+
+def _number(value: float, target: Target) -> str:
+    if target.to is not None:
+        return f"{value:.2f}"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.0f}"
 
 
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:

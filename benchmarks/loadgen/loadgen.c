@@ -85,7 +85,7 @@ static struct {
     unsigned *parked, first_parked, n_parked; /* with a schedule: a ring of free connections, the longest free one first */
     uint64_t scheduled;                       /* with a schedule: how many requests were taken off it */
     int64_t schedule_begin;
-    int64_t last_reply; /* on CLOCK_MONOTONIC, which the server can read too */
+    int64_t last_sent, last_reply; /* on CLOCK_MONOTONIC, which the server can read too; sent: in a burst only */
     int64_t retry_at; /* no connect() before that */
     union {
         struct sockaddr any;
@@ -241,6 +241,8 @@ static void begin_message(struct connection *c, int64_t now)
     c->state = WAITING;
     run.waiting++;
     send_more(c);
+    if (option.burst)
+        run.last_sent = now_ns();
 }
 
 /* ---- the schedule of --rate ---- */
@@ -556,17 +558,17 @@ static void report(unsigned stuck)
         option.json ? "{\"mode\": \"%s\", \"connections\": %u, \"size\": %zu, \"seconds\": %.3f, \"requests\": %llu, "
                       "\"rps\": %.1f, \"mean_us\": %.1f, \"p50_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f, "
                       "\"max_us\": %.1f, \"errors\": %llu, \"stuck\": %u, \"total_requests\": %llu, "
-                      "\"client_cpu_seconds\": %.3f, \"rate\": %.1f, \"last_reply_ns\": %lld}\n"
+                      "\"client_cpu_seconds\": %.3f, \"rate\": %.1f, \"last_sent_ns\": %lld, \"last_reply_ns\": %lld}\n"
                     : "%s: %u connections, %zu bytes, %.3f s\n"
                       "requests %llu, %.0f/s\n"
                       "latency us: mean %.1f, p50 %.1f, p99 %.1f, p99.9 %.1f, max %.1f\n"
                       "errors %llu, stuck %u; %llu requests with warm-up, %.3f s CPU in the client\n"
-                      "rate asked for %.1f/s; last reply at %lld ns\n";
+                      "rate asked for %.1f/s; last sent at %lld ns, last reply at %lld ns\n";
     printf(format, name, option.connections, option.mode == HTTP ? 0 : option.size, elapsed,
            (unsigned long long)run.requests, rps, histogram_mean(h) * us, histogram_quantile(h, 0.5) * us,
            histogram_quantile(h, 0.99) * us, histogram_quantile(h, 0.999) * us, (double)h->max * us,
            (unsigned long long)run.errors, stuck, (unsigned long long)run.total, cpu, option.rate,
-           (long long)run.last_reply);
+           (long long)run.last_sent, (long long)run.last_reply);
     fflush(stdout);
     if (run.errors)
         fprintf(stderr, "loadgen: %llu errors, the first: %s\n", (unsigned long long)run.errors, run.first_error);

@@ -30,7 +30,8 @@ class _Echo(asyncio.Protocol):
         self.transport.write(data)
 
 
-def spins_per_us(seconds: float = 0.02, tries: int = 15) -> float:
+@functools.cache
+def spins_per_us(seconds: float = 0.3, tries: int = 15) -> float:
     """How many turns of the loop in ``data_received`` take a microsecond here; the best of some tries."""
     best = 0.0
     for _ in range(tries):
