@@ -74,7 +74,9 @@ def main() -> int:
         "--loops", help="all that are installed; netpoll_loop:MODE for one mode; some rows are about certain ones"
     )
     parser.add_argument("--rounds", type=int, help="7; 3 with --quick")
-    parser.add_argument("--seconds", type=float, help="measured in each round; 0.5, 0.4 with --quick")
+    parser.add_argument(
+        "--seconds", type=float, help="measured in each round; 0.5, 0.4 with --quick; some rows take a multiple"
+    )
     parser.add_argument("--quick", action="store_true", help=f"{rows.QUICK} against uvloop and asyncio")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round there, after each row")
     parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="show results that --json wrote")
@@ -101,7 +103,7 @@ def main() -> int:
         with harness.no_process_left():
             for row in chosen:
                 asked = arguments.rounds or row.rounds or rounds
-                results["rows"].append(measure_row(row, loops_of(row, loops), asked, seconds))
+                results["rows"].append(measure_row(row, loops_of(row, loops), asked, seconds * row.longer))
                 print(table.new_row_text(results["rows"]), flush=True)
                 if arguments.json:
                     arguments.json.write_text(json.dumps(results, indent=1) + "\n")

@@ -36,6 +36,7 @@ class Row:
     columns: tuple[tuple[str, str, int], ...] = ()  #: of the text beside the usual ones: metric, heading, digits
     compared: bool = True  #: whether the rate says who is better
     rounds: int = 0  #: instead of the usual number
+    longer: int = 1  #: times the usual seconds, where a percentile needs more requests
     work_us: int = 0  #: pure Python for each request
     needs: tuple[str, ...] = ()  #: loops without which it means nothing
     long: bool = False  #: left out of its group with --quick
@@ -137,6 +138,7 @@ ROWS = [
         "aiohttp-hello",
         connections=32,
         scenario="half-rate",
+        longer=4,
         needs=("uvloop",),
         targets=(Target("p99_us", "p99 to uvloop's", 1.0, to="uvloop", at_most=True),),
         compared=False,
@@ -150,6 +152,7 @@ ROWS = [
         10.0,
         connections=32,
         scenario="beside",
+        longer=3,
         columns=(("share", "thread keeps", 2),),
         targets=(
             Target("p99_us", "p99 in us", 20_000, at_most=True),
