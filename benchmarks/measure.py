@@ -54,7 +54,7 @@ def measure_row(row: Row, loops: Sequence[LoopSpec], rounds: int, seconds: float
     missing += [name for name in row.needs if not installed(name)]
     if missing:
         loops = ()
-    for number in range(rounds):
+    for number in range(rounds if loops else 0):
         for loop in harness.order(loops, number):
             name = str(loop)
             if len(failures.get(name, ())) >= 2:

@@ -36,15 +36,21 @@ WHOLE_SECONDS = 30.0  # in which everything has to arrive after the callback
 #: A process of its own: what it reads has nothing to do with anybody's GIL. It counts in memory that both see.
 _READER = """
 import mmap, socket, sys, time
-socket_fd, memory_fd, pause = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+socket_fd, memory_fd, whole, pause = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 count = memoryview(mmap.mmap(memory_fd, mmap.PAGESIZE)).cast("Q")
 room = bytearray(256 * 1024)
 with socket.socket(fileno=socket_fd) as connection:
-    while n := connection.recv_into(room):
+    while count[0] < whole and (n := connection.recv_into(room)):
         count[0] += n
         if pause:
             time.sleep(pause)
-count[1] = time.monotonic_ns()
+    count[1] = time.monotonic_ns()
+    # Nothing may follow. Not every loop closes a socket that it was given.
+    connection.settimeout(5)
+    try:
+        count[0] += connection.recv_into(room)
+    except TimeoutError:
+        pass
 """
 
 
@@ -62,7 +68,7 @@ FORMS = {"one": Form(1, 256 * MIB, 0.0), "four": Form(4, 64 * MIB, 0.002)}
 
 
 class _Reader:
-    def __init__(self, pause: float) -> None:
+    def __init__(self, whole: int, pause: float) -> None:
         memory = os.memfd_create("count")
         os.ftruncate(memory, mmap.PAGESIZE)
         self._count = memoryview(mmap.mmap(memory, mmap.PAGESIZE)).cast("Q")
@@ -70,7 +76,8 @@ class _Reader:
             self.sock = socket.create_connection(listener.getsockname())
             theirs, _ = listener.accept()
         with theirs:
-            words = [sys.executable, "-S", "-c", _READER, str(theirs.fileno()), str(memory), str(pause)]
+            words = [sys.executable, "-S", "-c", _READER, str(theirs.fileno())]
+            words += [str(memory), str(whole), str(pause)]
             self._process = subprocess.Popen(words, pass_fds=[theirs.fileno(), memory])
         os.close(memory)
 
@@ -98,7 +105,7 @@ def _readers(form: Form) -> Iterator[list[_Reader]]:
     readers: list[_Reader] = []
     try:
         for _ in range(form.threads):
-            readers.append(_Reader(form.pause))
+            readers.append(_Reader(form.each, form.pause))
         yield readers
     finally:
         for reader in readers:

@@ -159,13 +159,16 @@ def markdown(results: dict[str, Any]) -> str:
         f"{about['seconds']:g} s. "
         + ", ".join(f"{name} {version}" for name, version in about["versions"].items())
         + ".",
-        "",
-        "Operations or requests a second (median), and in brackets the microseconds of CPU that the process spent on "
-        "each; ratios of the rates with their 95 % bootstrap interval.",
-        "",
-        "| row | " + " | ".join(names) + " | to uvloop | to the best other loop |",
-        "| --- |" + " ---: |" * (len(names) + 2),
     ]
+    if usual:
+        lines += [
+            "",
+            "Operations or requests a second (median), and in brackets the microseconds of CPU that the process spent "
+            "on each; ratios of the rates with their 95 % bootstrap interval.",
+            "",
+            "| row | " + " | ".join(names) + " | to uvloop | to the best other loop |",
+            "| --- |" + " ---: |" * (len(names) + 2),
+        ]
     for row in usual:
         cells = []
         for name in names:
@@ -180,7 +183,14 @@ def markdown(results: dict[str, Any]) -> str:
     if table_of_cells := matrix.text(results["rows"]):
         blocks.append(table_of_cells)
     if blocks:
-        lines += ["", "```text", "\n\n".join(blocks), "```"]
+        lines += [
+            "",
+            "Rows that are more than a rate (the section below says what they measure):",
+            "",
+            "```text",
+            "\n\n".join(blocks),
+            "```",
+        ]
     return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict
 
 import pytest
 
-from benchmarks import harness, matrix, report, rows, table, verdict
+from benchmarks import harness, matrix, measure, report, rows, table, verdict
 from benchmarks.servers import DOCUMENT, Kind, compute
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -218,11 +218,13 @@ def test_the_document_is_ten_kib_of_json():
     assert 10_000 <= len(json.dumps(document)) <= 10_500
 
 
-def test_what_is_missing_is_said_and_not_raised():
+def test_what_is_missing_is_said_and_not_raised(monkeypatch):
     gone = Kind("http", "benchmarks.servers.web", "hello", needs=("json", "no_such_module_at_all"))
     assert gone.missing() == ["no_such_module_at_all"]
     (row,) = rows.parse("aiohttp-rate")
-    without = {**asdict(row), "measured": {"netpoll_loop": {}}, "failures": {}, "missing": ["uvloop"], "shared": {}}
+    monkeypatch.setattr(measure, "installed", lambda name: False)
+    without = measure.measure_row(row, [harness.LoopSpec("netpoll_loop")], 1, 0.1)
+    assert (without["missing"], without["measured"], without["failures"]) == (["uvloop"], {"netpoll_loop": {}}, {})
     assert "not installed here: uvloop" in table.row_text(without)
 
 
