@@ -2,6 +2,7 @@
 
     python -m benchmarks --quick
     python -m benchmarks --rows echo,sched --loops netpoll_loop,uvloop,rloop --rounds 7 --json results.json
+    python -m benchmarks --row matrix --plot plots
     python -m benchmarks --from results.json --plot plots --report docs/performance.md
 
 Loops are interleaved round by round, every round in fresh processes. Ratios are taken within a round. A loop that
@@ -54,15 +55,28 @@ def choose_loops(text: str | None) -> tuple[list[LoopSpec], list[str]]:
     return there, [str(loop) for loop in asked if loop not in there]
 
 
+def loops_of(row: rows.Row, loops: list[LoopSpec]) -> list[LoopSpec]:
+    """A row may be about certain loops, or about others too."""
+    if row.only:
+        return LoopSpec.parse_list(",".join(row.only))
+    also = [LoopSpec.parse(name) for name in row.also]
+    names = {loop.name for loop in loops}
+    return list(dict.fromkeys([*loops, *(loop for loop in also if loop.name in names)]))
+
+
 def main() -> int:
     """The command line; 1 if netpoll_loop failed in a row."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", help="rows, groups, KIND:CONNECTIONS[:BYTES]; all of the table")
-    parser.add_argument("--loops", help="all that are installed; netpoll_loop:MODE for one mode")
+    parser.add_argument("--rows", "--row", help="rows, groups, KIND:CONNECTIONS[:BYTES]; all of the table")
+    parser.add_argument(
+        "--loops", help="all that are installed; netpoll_loop:MODE for one mode; some rows are about certain ones"
+    )
     parser.add_argument("--rounds", type=int, help="7; 3 with --quick")
-    parser.add_argument("--seconds", type=float, help="measured in each round; 0.5, 0.4 with --quick")
+    parser.add_argument(
+        "--seconds", type=float, help="measured in each round; 0.5, 0.4 with --quick; some rows take a multiple"
+    )
     parser.add_argument("--quick", action="store_true", help=f"{rows.QUICK} against uvloop and asyncio")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round there, after each row")
     parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="show results that --json wrote")
@@ -71,7 +85,7 @@ def main() -> int:
     arguments = parser.parse_args()
     quick = arguments.quick
     try:
-        chosen = rows.parse(arguments.rows or (rows.QUICK if quick else ",".join(rows.GROUPS)))
+        chosen = rows.parse(arguments.rows or (rows.QUICK if quick else ",".join(rows.GROUPS)), quick)
         loops, missing = choose_loops(arguments.loops or ("netpoll_loop,uvloop,asyncio" if quick else None))
     except ValueError as error:
         parser.error(str(error))
@@ -88,11 +102,12 @@ def main() -> int:
             print(f"not installed here: {', '.join(missing)}")
         with harness.no_process_left():
             for row in chosen:
-                results["rows"].append(measure_row(row, loops, rounds, seconds))
-                print(f"\n{table.row_text(results['rows'][-1])}", flush=True)
+                asked = arguments.rounds or row.rounds or rounds
+                results["rows"].append(measure_row(row, loops_of(row, loops), asked, seconds * row.longer))
+                print(table.new_row_text(results["rows"]), flush=True)
                 if arguments.json:
                     arguments.json.write_text(json.dumps(results, indent=1) + "\n")
-        print(f"\n{table.summary(results)}")
+        print(table.end_text(results))
     try:
         if arguments.plot:
             from benchmarks import plots

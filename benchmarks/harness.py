@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
@@ -60,7 +60,7 @@ def _die_with_parent(parent: int) -> None:
 class Process:
     """A child in a session of its own, read line by line. Its stderr is kept for the error message."""
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], pass_fds: Sequence[int] = ()) -> None:
         self.name = " ".join(Path(command[0]).name if i == 0 else part for i, part in enumerate(command))
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by end()
         self._popen = subprocess.Popen(
@@ -70,6 +70,7 @@ class Process:
             stderr=self._stderr,
             cwd=ROOT,
             start_new_session=True,
+            pass_fds=pass_fds,
             preexec_fn=functools.partial(_die_with_parent, os.getpid()),
         )
         _running.add(self)
@@ -112,6 +113,18 @@ class Process:
             self._unread += part
         line, _, self._unread = self._unread.partition(b"\n")
         return line.decode()
+
+    def write_line(self, text: str = "") -> None:
+        """To its stdin."""
+        assert self._popen.stdin is not None
+        try:
+            self._popen.stdin.write(f"{text}\n".encode())
+            self._popen.stdin.flush()
+        except OSError:
+            self.fail("ended early")
+
+    def send_signal(self, number: int) -> None:
+        self._popen.send_signal(number)
 
     def close_stdin(self) -> None:
         assert self._popen.stdin is not None
@@ -226,14 +239,20 @@ def order(loops: Sequence[LoopSpec], number: int) -> list[LoopSpec]:
 
 
 class Server(Process):
-    """A server of ``benchmarks.servers``, ready to be loaded. Raises BenchmarkError if it doesn't start."""
+    """A server of ``benchmarks.servers``, ready to be loaded. Raises BenchmarkError if it doesn't start.
 
-    def __init__(self, kind: str, loop: LoopSpec) -> None:
-        options = ["--netpoller", loop.netpoller] if loop.netpoller else []
+    ``options`` are its long options.
+    """
+
+    def __init__(self, kind: str, loop: LoopSpec, pass_fds: Sequence[int] = (), **options: Any) -> None:
+        words = ["--netpoller", loop.netpoller] if loop.netpoller else []
+        for name, value in options.items():
+            words.append(f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}"))
         super().__init__(
-            [sys.executable, "-m", "benchmarks.servers", kind, "--loop", loop.name, "--host", HOST, *options]
+            [sys.executable, "-m", "benchmarks.servers", kind, "--loop", loop.name, "--host", HOST, *words], pass_fds
         )
         self.kind = KINDS[kind]
+        self.expect = self.kind.expect
         self.about: dict[str, Any] = json.loads(self.read_line(START_SECONDS))
         self.port: int = self.about["port"]
         if self.kind.load in ("http", "https"):
@@ -255,6 +274,15 @@ class Server(Process):
             connection.close()
         if response.status != 200 or (self.kind.expect is not None and body != self.kind.expect):
             self.fail(f"GET / gave status {response.status} and {body!r} instead of {self.kind.expect!r}")
+        if self.kind.document is not None:
+            # Serializers differ in blanks and escapes. What is the document once has to come every time.
+            try:
+                same = json.loads(body) == json.loads(self.kind.document.read_bytes())
+            except ValueError:
+                same = False
+            if not same:
+                self.fail(f"GET / gave something else than {self.kind.document.name}: {body[:200]!r}")
+            self.expect = body
 
     def stop(self) -> None:
         """End it as a user would, by SIGTERM; raises BenchmarkError if it fails then, or if it complained."""
@@ -285,6 +313,9 @@ class Load:
     max_us: float
     errors: int
     client_cpu_seconds: float
+    #: When the last message was sent (in a burst) and the last response came, on CLOCK_MONOTONIC.
+    last_sent_ns: int
+    last_reply_ns: int
 
     @classmethod
     def from_json(cls, line: str) -> Load:
@@ -315,8 +346,18 @@ def start_loadgen(mode: str, port: int, **options: Any) -> Process:
     return Process([str(LOADGEN), mode, "--json", f"--host={HOST}", f"--port={port}", *words])
 
 
-def load(server: Server, connections: int, size: int, seconds: float, warmup: float) -> Load:
-    """Load a server.
+def load(
+    server: Server,
+    connections: int,
+    size: int,
+    seconds: float,
+    warmup: float,
+    rate: float | None = None,
+    during: Callable[[], None] | None = None,
+) -> Load:
+    """Load a server: each connection as fast as it is answered or, with ``rate``, by a schedule of so many a second.
+
+    ``during`` is called once the load generator has been started.
 
     Raises BenchmarkError on any error: a lost connection, a wrong byte or status, a response that doesn't
     come.
@@ -324,9 +365,13 @@ def load(server: Server, connections: int, size: int, seconds: float, warmup: fl
     kind = server.kind
     if kind.load == "https":
         return _load_https(server, connections, seconds + warmup)
-    extra: dict[str, Any] = {"expect": kind.expect} if kind.load == "http" else {"size": size}
-    client = start_loadgen(kind.load, server.port, connections=connections, seconds=seconds, warmup=warmup, **extra)
+    extra: dict[str, Any] = {"expect": server.expect} if kind.load == "http" else {"size": size}
+    client = start_loadgen(
+        kind.load, server.port, connections=connections, seconds=seconds, warmup=warmup, rate=rate, **extra
+    )
     try:
+        if during is not None:
+            during()
         limit = seconds + warmup + 30 + connections / 1000  # beyond the load generator's own
         line = client.read_line(limit)
         if client.wait(limit) != 0:
@@ -369,4 +414,4 @@ def _load_https(server: Server, connections: int, seconds: float) -> Load:
         client.end()
     rate, requests = float(found["Requests/sec:"]), int(found["requests"])
     mean, half, most = (_microseconds(found[name]) for name in ("Latency", "50%", "99%"))
-    return Load(elapsed, requests, requests, rate, mean, half, most, most, most, 0, 0.0)
+    return Load(elapsed, requests, requests, rate, mean, half, most, most, most, 0, 0.0, 0, 0)

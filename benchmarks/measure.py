@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks import harness, report, table
+from benchmarks import harness, report
 from benchmarks.harness import BenchmarkError, LoopSpec, Process, Server
 from benchmarks.rows import Row
+from benchmarks.scenarios import SCENARIOS, WARMUP, load_figures
+from benchmarks.servers import KINDS
+from benchmarks.servers.loops import installed
 
-WARMUP = 0.25
 LIMIT = 60.0  # seconds that a round of a workload may take beyond the time measured
 
 
@@ -36,19 +38,7 @@ def measure_server(row: Row, loop: LoopSpec, seconds: float) -> dict[str, Any]:
         before = server.cpu_seconds()
         load = harness.load(server, row.connections, row.size, seconds, WARMUP)
         cpu = server.cpu_seconds() - before
-        if not load.total_requests:
-            server.fail("not one request was served")
-        busy = load.client_cpu_seconds / (seconds + WARMUP)
-        measured = {
-            "rate": load.rps,
-            "requests": load.total_requests,
-            "cpu_us": cpu / load.total_requests * 1e6,
-            "mean_us": load.mean_us,
-            "p50_us": load.p50_us,
-            "p99_us": load.p99_us,
-            "p999_us": load.p999_us,
-            "client_bound": busy >= table.CLIENT_BOUND,
-        }
+        measured = load_figures(load, cpu, seconds)
         server.stop()
         return measured
     finally:
@@ -59,16 +49,24 @@ def measure_row(row: Row, loops: Sequence[LoopSpec], rounds: int, seconds: float
     """All rounds of a row: what each loop measured by round, or why it could not. Who fails twice is left out."""
     measured: dict[str, dict[int, dict[str, Any]]] = {str(loop): {} for loop in loops}
     failures: dict[str, list[str]] = {}
-    for number in range(rounds):
+    shared: dict[str, Any] = {}  # what a scenario finds out once for all loops
+    missing = KINDS[row.what].missing() if row.what in KINDS else []
+    missing += [name for name in row.needs if not installed(name)]
+    if missing:
+        loops = ()
+    for number in range(rounds if loops else 0):
         for loop in harness.order(loops, number):
             name = str(loop)
             if len(failures.get(name, ())) >= 2:
                 continue
             report.progress(f"{row.title}: round {number + 1} of {rounds}, {name}")
             try:
-                one = (measure_server if row.is_server else measure_workload)(row, loop, seconds)
+                if row.scenario:
+                    one = SCENARIOS[row.scenario](row, loop, seconds, shared)
+                else:
+                    one = (measure_server if row.is_server else measure_workload)(row, loop, seconds)
                 measured[name][number] = one
             except BenchmarkError as error:
                 failures.setdefault(name, []).append(str(error))
     report.progress("")
-    return {**asdict(row), "measured": measured, "failures": failures}
+    return {**asdict(row), "measured": measured, "failures": failures, "missing": missing, "shared": shared}

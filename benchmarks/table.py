@@ -6,10 +6,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report, verdict
+from benchmarks import matrix, report, verdict
 
 OURS = "netpoll_loop"
-CLIENT_BOUND = 0.95  # the share of a core from which on the load generator itself is what is measured
 
 
 def markers(results: dict[str, Any]) -> tuple[str, str]:
@@ -41,9 +40,11 @@ def against(row: dict[str, Any]) -> list[tuple[str, float | None, verdict.Ratio]
     """What ours is compared with: (name, target, ratio), uvloop first, then the best other loop."""
     all_rates = rates(row)
     best = verdict.best_peer(all_rates, OURS)
-    found = []
+    found: list[tuple[str, float | None, verdict.Ratio]] = []
+    if not row.get("compared", True):
+        return found
     for name, target in (("uvloop", row["to_uvloop"]), (best, row["to_best"])):
-        if name is None or name not in all_rates:
+        if name is None or name not in all_rates or (found and name == found[0][0] and target is None):
             continue
         ratio = verdict.ratio(verdict.paired(all_rates.get(OURS, {}), all_rates[name]))
         if ratio is not None:
@@ -51,11 +52,24 @@ def against(row: dict[str, Any]) -> list[tuple[str, float | None, verdict.Ratio]
     return found
 
 
+def outcomes(row: dict[str, Any]) -> list[verdict.Outcome]:
+    """What the row's targets for other metrics came to."""
+    found = (verdict.outcome(verdict.Target(**one), row["measured"], OURS) for one in row.get("targets", ()))
+    return [one for one in found if one is not None]
+
+
+def _own(row: dict[str, Any]) -> bool:
+    """Whether its figures don't fit the table of all rows."""
+    return bool(row.get("only") or row.get("columns") or not row.get("compared", True))
+
+
 def row_text(row: dict[str, Any]) -> str:
     """One row: a line for each loop, then the ratios and what they had to be."""
     lines = [
         ["", row["unit"].strip() if row["unit"] != "/s" else "per second", "CPU us each", "p50 us", "p99", "p99.9"]
     ]
+    columns = row.get("columns", ())
+    lines[0] += [heading for _, heading, _ in columns]
     bound = False
     for name, found in row["measured"].items():
         if not found:
@@ -65,16 +79,32 @@ def row_text(row: dict[str, Any]) -> str:
         bound |= limited
         rate = report.thousands(_median(found, "rate") or 0) + ("*" if limited else " ")
         cells = [_cell(_median(found, "cpu_us"), 2)]
-        lines.append([name, rate, *cells, *(_cell(_median(found, what)) for what in ("p50_us", "p99_us", "p999_us"))])
+        cells += [_cell(_median(found, what)) for what in ("p50_us", "p99_us", "p999_us")]
+        lines.append([name, rate, *cells, *(_cell(_median(found, what), digits) for what, _, digits in columns)])
     text = f"{row['title']}\n{report.table(lines)}"
     for name, target, ratio in against(row):
         wanted = "" if target is None else f", wanted {target:.2f}: {ratio.verdict(target)}"
         text += f"\n  to {name}: {ratio}{wanted}"
+    for one in outcomes(row):
+        text += f"\n  {one}"
+    for what, value in row.get("shared", {}).items():
+        text += f"\n  {what}: {value:.6g}"
+    if row.get("missing"):
+        text += f"\n  not installed here: {', '.join(row['missing'])}"
     if bound:
         text += "\n  * the load generator used up its core: compare the CPU of each request"
     for name, reasons in row["failures"].items():
         text += f"\n  {name} failed {len(reasons)} times: {reasons[-1].splitlines()[-1][:150]}"
     return text
+
+
+def new_row_text(all_rows: list[dict[str, Any]]) -> str:
+    """The last of the rows. A cell of the matrix is one line, for their table comes at the end."""
+    row = all_rows[-1]
+    if row["group"] != matrix.GROUP:
+        return f"\n{row_text(row)}"
+    first = len(all_rows) == 1 or all_rows[-2]["group"] != matrix.GROUP
+    return ("\n" if first else "") + matrix.line(row)
 
 
 def headline(results: dict[str, Any]) -> str:
@@ -91,39 +121,55 @@ def headline(results: dict[str, Any]) -> str:
 def summary(results: dict[str, Any]) -> str:
     """How many targets were met."""
     verdicts = [
-        (row["name"], name, ratio.verdict(target), ratio)
+        (f"{row['name']} to {name} {ratio}", ratio.verdict(target))
         for row in results["rows"]
         for name, target, ratio in against(row)
         if target is not None
     ]
-    missed = [f"{row} to {name} {ratio}" for row, name, word, ratio in verdicts if word == "MISSED"]
-    text = f"{len(verdicts) - len(missed)} of {len(verdicts)} targets reached"
-    return text + (f"; missed: {', '.join(missed)}" if missed else "")
+    others = [one for row in results["rows"] for one in outcomes(row)] + matrix.outcomes(results["rows"])
+    verdicts += [(f"{one.title}: {one.found}", one.word) for one in others if one.word]
+    missed = [name for name, word in verdicts if word == verdict.MISSED and not name.startswith(matrix.CELL)]
+    if cells := sum(name.startswith(matrix.CELL) and word == verdict.MISSED for name, word in verdicts):
+        missed.append(f"{cells} cells of the matrix")
+    reached = sum(word != verdict.MISSED for _, word in verdicts)
+    text = f"{reached} of {len(verdicts)} targets reached"
+    return text + (f"; missed: {'; '.join(missed)}" if missed else "")
+
+
+def end_text(results: dict[str, Any]) -> str:
+    """What comes after the last row."""
+    cells = matrix.text(results["rows"])
+    return (f"\n{cells}\n" if cells else "") + f"\n{summary(results)}"
 
 
 def text(results: dict[str, Any]) -> str:
     """Everything."""
-    return "\n\n".join([headline(results), *map(row_text, results["rows"]), summary(results)])
+    found = results["rows"]
+    return "\n".join([headline(results), *(new_row_text(found[: i + 1]) for i in range(len(found))), end_text(results)])
 
 
 def markdown(results: dict[str, Any]) -> str:
     """The table of all rows."""
     about = results["about"]
-    names = list(results["rows"][0]["measured"]) if results["rows"] else []
+    usual = [row for row in results["rows"] if not _own(row)]
+    names = list(dict.fromkeys(name for row in usual for name in row["measured"]))
     machine = ", ".join(f"{name} {value}" for name, value in about["machine"].items())
     lines = [
         f"Measured on {about['date']} at commit `{about['commit']}`: {machine}; {about['rounds']} rounds of "
         f"{about['seconds']:g} s. "
         + ", ".join(f"{name} {version}" for name, version in about["versions"].items())
         + ".",
-        "",
-        "Operations or requests a second (median), and in brackets the microseconds of CPU that the process spent on "
-        "each; ratios of the rates with their 95 % bootstrap interval.",
-        "",
-        "| row | " + " | ".join(names) + " | to uvloop | to the best other loop |",
-        "| --- |" + " ---: |" * (len(names) + 2),
     ]
-    for row in results["rows"]:
+    if usual:
+        lines += [
+            "",
+            "Operations or requests a second (median), and in brackets the microseconds of CPU that the process spent "
+            "on each; ratios of the rates with their 95 % bootstrap interval.",
+            "",
+            "| row | " + " | ".join(names) + " | to uvloop | to the best other loop |",
+            "| --- |" + " ---: |" * (len(names) + 2),
+        ]
+    for row in usual:
         cells = []
         for name in names:
             found = row["measured"].get(name)
@@ -133,6 +179,18 @@ def markdown(results: dict[str, Any]) -> str:
         to_uvloop = next((str(ratio) for name, _, ratio in ratios if name == "uvloop"), "-")
         to_best = f"{ratios[-1][2]} ({ratios[-1][0]})" if ratios else "-"
         lines.append(f"| {row['title']} | " + " | ".join(cells) + f" | {to_uvloop} | {to_best} |")
+    blocks = [row_text(row) for row in results["rows"] if _own(row) and row["group"] != matrix.GROUP]
+    if table_of_cells := matrix.text(results["rows"]):
+        blocks.append(table_of_cells)
+    if blocks:
+        lines += [
+            "",
+            "Rows that are more than a rate (the section below says what they measure):",
+            "",
+            "```text",
+            "\n\n".join(blocks),
+            "```",
+        ]
     return "\n".join(lines)
 
 

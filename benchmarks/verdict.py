@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 RESAMPLES = 2000
 LEVEL = 0.95
+MISSED = "MISSED"
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,66 @@ class Ratio:
     def __str__(self) -> str:
         return f"{self.median:.2f} [{self.low:.2f}..{self.high:.2f}]"
 
-    def verdict(self, target: float) -> str:
-        """A target is missed when the interval's upper end is below it."""
-        if self.high < target:
-            return "MISSED"
-        return "met" if self.median >= target else "within the interval"
+    def verdict(self, target: float, at_most: bool = False) -> str:
+        """A target is missed when the whole interval is below it; when it is above it, if less is better."""
+        if self.low > target if at_most else self.high < target:
+            return MISSED
+        reached = self.median <= target if at_most else self.median >= target
+        return "met" if reached else "within the interval"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one of a row's metrics has to reach, where that isn't the rate next to uvloop's or the best loop's."""
+
+    metric: str
+    title: str
+    bound: float | None  #: None: only reported
+    to: str | None = None  #: the loop whose value it is divided by, round by round; None: the value itself
+    at_most: bool = False  #: less is better
+    worst: bool = False  #: the worst round counts, not the median: there is no interval
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a target came to."""
+
+    title: str
+    found: str
+    word: str  #: as of `Ratio.verdict`; empty: nothing was wanted
+
+    def __str__(self) -> str:
+        return f"{self.title}: {self.found}" + (f": {self.word}" if self.word else "")
+
+
+def outcome(target: Target, measured: Mapping[str, Mapping[int, Mapping[str, float]]], ours: str) -> Outcome | None:
+    """None if there is nothing to judge by."""
+
+    def values(name: str) -> dict[int, float]:
+        return {number: one[target.metric] for number, one in measured.get(name, {}).items() if target.metric in one}
+
+    mine = values(ours)
+    judged = list(mine.values()) if target.to is None else paired(mine, values(target.to))
+    found = ratio(judged)
+    if found is None:
+        return None
+    if target.worst:
+        one = max(judged) if target.at_most else min(judged)
+        found = Ratio(one, one, one, len(judged))
+        text = f"{_number(one, target)} in the worst of {len(judged)}"
+    else:
+        low, high = _number(found.low, target), _number(found.high, target)
+        text = f"{_number(found.median, target)} [{low}..{high}]"
+    if target.bound is None:
+        return Outcome(target.title, text, "")
+    title = f"{target.title}, wanted at {'most' if target.at_most else 'least'} {_number(target.bound, target)}"
+    return Outcome(title, text, found.verdict(target.bound, target.at_most))
+
+
+def _number(value: float, target: Target) -> str:
+    if target.to is not None:
+        return f"{value:.2f}"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.0f}"
 
 
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:

@@ -3,6 +3,7 @@
  *     loadgen echo  each connection sends a message and waits until the same bytes are back, again and again
  *     loadgen http  each connection sends GET requests over keep-alive, one at a time
  *     loadgen idle  each connection exchanges one message, then all of them stay open and silent
+ *     loadgen burst all connections are opened at once, each exchanges one message; begins at a line on standard input
  *
  * A run goes through these phases:
  *   opening   connections are opened, at most OPENING_WINDOW at a time; each counts as open after its first exchange, so
@@ -11,6 +12,12 @@
  *   measured  `requests` counts the responses that end here; nothing else goes into requests/s
  *   drain     no new requests; every response still due has to come. Their latencies are recorded: a response that
  *             was held up for long is the one that must not be left out
+ *
+ * With --rate the load is open-loop: request number k is due k/rate seconds after the load begins, whatever became of those
+ * before it. It goes out on the connection that has been free for longest; when none is free it waits for one. Its latency
+ * counts from when it was due, so that a server that stalls pays for every request that the stall held up, not only for those
+ * that were under way (without that, a client that waits for answers leaves the worst moments out: coordinated omission). What
+ * is due in the measured time is what counts, and all of it is sent.
  *
  * Nothing is taken on trust: echo compares every byte (each message is another piece of one random text, which piece
  * depends on the connection and on the message's number), http checks framing, status and, with --expect, the body. A wrong
@@ -35,8 +42,10 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -73,6 +82,10 @@ static struct {
     struct connection *connections;
     unsigned *unopened, n_unopened; /* a stack of connection numbers */
     unsigned opening, settled, waiting, lost;
+    unsigned *parked, first_parked, n_parked; /* with a schedule: a ring of free connections, the longest free one first */
+    uint64_t scheduled;                       /* with a schedule: how many requests were taken off it */
+    int64_t schedule_begin;
+    int64_t last_sent, last_reply; /* on CLOCK_MONOTONIC, which the server can read too; sent: in a burst only */
     int64_t retry_at; /* no connect() before that */
     union {
         struct sockaddr any;
@@ -228,6 +241,37 @@ static void begin_message(struct connection *c, int64_t now)
     c->state = WAITING;
     run.waiting++;
     send_more(c);
+    if (option.burst)
+        run.last_sent = now_ns();
+}
+
+/* ---- the schedule of --rate ---- */
+
+static void park(struct connection *c)
+{
+    run.parked[(run.first_parked + run.n_parked++) % option.connections] = c->id;
+}
+
+/* When the next request is due; INT64_MAX when all were sent. */
+static int64_t next_due(void)
+{
+    int64_t due = run.schedule_begin + (int64_t)((double)run.scheduled * SECOND / option.rate);
+    return due < run.end ? due : INT64_MAX;
+}
+
+/* Sends what is due, as far as connections are free. */
+static void send_due(void)
+{
+    int64_t due;
+    while (run.n_parked && (due = next_due()) <= now_ns()) {
+        struct connection *c = &run.connections[run.parked[run.first_parked]];
+        run.first_parked = (run.first_parked + 1) % option.connections;
+        run.n_parked--;
+        if (c->state != PARKED) /* lost while it was free */
+            continue;
+        run.scheduled++;
+        begin_message(c, due);
+    }
 }
 
 static void end_message(struct connection *c)
@@ -236,10 +280,18 @@ static void end_message(struct connection *c)
     c->state = PARKED;
     run.waiting--;
     run.total++;
+    run.last_reply = now;
     leave_opening(c);
     if (!run.begin || option.mode == IDLE) {
-        if (option.mode == IDLE)
+        if (option.mode == IDLE || option.burst)
+            histogram_add(&run.latency, (uint64_t)(now - (option.burst ? run.born : c->started)));
+        return;
+    }
+    if (option.rate > 0) {
+        if (c->started >= run.begin)
             histogram_add(&run.latency, (uint64_t)(now - c->started));
+        run.requests += now >= run.begin && now < run.end;
+        park(c);
         return;
     }
     if (now >= run.begin) {
@@ -339,9 +391,14 @@ static void open_connection(struct connection *c, int64_t now)
         connected(c, now);
 }
 
+static unsigned opening_window(void)
+{
+    return option.burst ? option.connections : OPENING_WINDOW;
+}
+
 static void open_more(int64_t now)
 {
-    while (run.n_unopened && run.opening < OPENING_WINDOW && now >= run.retry_at)
+    while (run.n_unopened && run.opening < opening_window() && now >= run.retry_at)
         open_connection(&run.connections[run.unopened[--run.n_unopened]], now);
 }
 
@@ -365,13 +422,27 @@ static void on_event(struct connection *c, uint32_t events)
 
 /* ---- the run ---- */
 
+/* epoll_wait waits for whole milliseconds, which is coarser than a schedule's steps. */
+static int wait_for_events(struct epoll_event *events, int room, int64_t ns)
+{
+#ifdef SYS_epoll_pwait2
+    if (option.rate > 0) {
+        struct timespec wait = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
+        int n = (int)syscall(SYS_epoll_pwait2, run.epoll, events, room, &wait, NULL, (size_t)0);
+        if (n >= 0 || errno != ENOSYS)
+            return n;
+    }
+#endif
+    /* Rounded down with a schedule: rather too early, and asked again, than too late. */
+    return epoll_wait(run.epoll, events, room, (int)((ns + (option.rate > 0 ? 0 : 999999)) / 1000000));
+}
+
 static void turn(int64_t until, int64_t now)
 {
     struct epoll_event events[256];
     if (until > run.limit)
         until = run.limit;
-    int wait_ms = until <= now ? 0 : (int)((until - now + 999999) / 1000000);
-    int n = epoll_wait(run.epoll, events, 256, wait_ms);
+    int n = wait_for_events(events, 256, until <= now ? 0 : until - now);
     if (n < 0 && errno != EINTR)
         die(EXIT_ERRORS, "epoll_wait: %s", strerror(errno));
     for (int i = 0; i < n; i++)
@@ -387,7 +458,7 @@ static bool opening_goes_on(int64_t now)
     if (now >= run.limit || run.settled == option.connections)
         return false;
     open_more(now);
-    turn(run.n_unopened && run.opening < OPENING_WINDOW ? run.retry_at : run.limit, now);
+    turn(run.n_unopened && run.opening < opening_window() ? run.retry_at : run.limit, now);
     return true;
 }
 
@@ -401,6 +472,35 @@ static void load(void)
             begin_message(&run.connections[i], now_ns());
     while ((now = now_ns()) < run.limit && (now < run.end || run.waiting) && run.lost < option.connections)
         turn(now < run.end ? run.end : run.limit, now);
+}
+
+static void load_by_schedule(void)
+{
+    prctl(PR_SET_TIMERSLACK, 1ul); /* else each wait may be 50 us longer */
+    for (unsigned i = 0; i < option.connections; i++)
+        if (run.connections[i].state == PARKED)
+            park(&run.connections[i]);
+    int64_t now = run.schedule_begin = now_ns();
+    run.begin = now + (int64_t)(option.warmup * SECOND);
+    run.end = run.begin + (int64_t)(option.seconds * SECOND);
+    while ((now = now_ns()) < run.limit && run.lost < option.connections) {
+        send_due();
+        int64_t due = next_due();
+        if (due == INT64_MAX && !run.waiting)
+            break;
+        turn(run.n_parked ? due : run.limit, now_ns());
+    }
+}
+
+/* Everything that takes time is done before: what follows the line is only the burst. */
+static void wait_for_line(void)
+{
+    printf("READY\n");
+    fflush(stdout);
+    if (read(STDIN_FILENO, scratch, sizeof scratch) <= 0)
+        die(EXIT_ERRORS, "standard input has ended before the burst");
+    run.born = now_ns();
+    run.limit = run.born + (int64_t)(option.timeout * SECOND);
 }
 
 static void hold(void)
@@ -446,10 +546,11 @@ static unsigned report_stuck(void)
 static void report(unsigned stuck)
 {
     static const char *const names[] = {"echo", "http", "idle"};
+    const char *name = option.burst ? "burst" : names[option.mode];
     const struct histogram *h = &run.latency;
     struct rusage usage;
     getrusage(RUSAGE_SELF, &usage);
-    double us = 1e-3, elapsed = option.mode == IDLE ? 0 : option.seconds;
+    double us = 1e-3, elapsed = option.mode == IDLE || option.burst ? 0 : option.seconds;
     double rps = elapsed > 0 ? (double)run.requests / elapsed : 0;
     double cpu = (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
                  (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1e-6;
@@ -457,15 +558,17 @@ static void report(unsigned stuck)
         option.json ? "{\"mode\": \"%s\", \"connections\": %u, \"size\": %zu, \"seconds\": %.3f, \"requests\": %llu, "
                       "\"rps\": %.1f, \"mean_us\": %.1f, \"p50_us\": %.1f, \"p99_us\": %.1f, \"p999_us\": %.1f, "
                       "\"max_us\": %.1f, \"errors\": %llu, \"stuck\": %u, \"total_requests\": %llu, "
-                      "\"client_cpu_seconds\": %.3f}\n"
+                      "\"client_cpu_seconds\": %.3f, \"rate\": %.1f, \"last_sent_ns\": %lld, \"last_reply_ns\": %lld}\n"
                     : "%s: %u connections, %zu bytes, %.3f s\n"
                       "requests %llu, %.0f/s\n"
                       "latency us: mean %.1f, p50 %.1f, p99 %.1f, p99.9 %.1f, max %.1f\n"
-                      "errors %llu, stuck %u; %llu requests with warm-up, %.3f s CPU in the client\n";
-    printf(format, names[option.mode], option.connections, option.mode == HTTP ? 0 : option.size, elapsed,
+                      "errors %llu, stuck %u; %llu requests with warm-up, %.3f s CPU in the client\n"
+                      "rate asked for %.1f/s; last sent at %lld ns, last reply at %lld ns\n";
+    printf(format, name, option.connections, option.mode == HTTP ? 0 : option.size, elapsed,
            (unsigned long long)run.requests, rps, histogram_mean(h) * us, histogram_quantile(h, 0.5) * us,
            histogram_quantile(h, 0.99) * us, histogram_quantile(h, 0.999) * us, (double)h->max * us,
-           (unsigned long long)run.errors, stuck, (unsigned long long)run.total, cpu);
+           (unsigned long long)run.errors, stuck, (unsigned long long)run.total, cpu, option.rate,
+           (long long)run.last_sent, (long long)run.last_reply);
     fflush(stdout);
     if (run.errors)
         fprintf(stderr, "loadgen: %llu errors, the first: %s\n", (unsigned long long)run.errors, run.first_error);
@@ -528,17 +631,22 @@ int main(int argc, char **argv)
     run.epoll = epoll_create1(EPOLL_CLOEXEC);
     run.connections = calloc(option.connections, sizeof *run.connections);
     run.unopened = calloc(option.connections, sizeof *run.unopened);
-    if (run.epoll < 0 || !run.connections || !run.unopened)
+    run.parked = calloc(option.connections, sizeof *run.parked);
+    if (run.epoll < 0 || !run.connections || !run.unopened || !run.parked)
         die(EXIT_ERRORS, "set-up: %s", strerror(errno));
     for (unsigned id = option.connections; id-- > 0;) {
         run.connections[id] = (struct connection){.fd = NO_FD, .id = id};
         run.unopened[run.n_unopened++] = id;
     }
 
+    if (option.burst)
+        wait_for_line();
     while (opening_goes_on(now_ns())) {}
-    if (run.settled == option.connections) {
+    if (run.settled == option.connections && !option.burst) {
         if (option.mode == IDLE)
             hold();
+        else if (option.rate > 0)
+            load_by_schedule();
         else
             load();
     }

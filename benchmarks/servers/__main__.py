@@ -12,15 +12,17 @@ import resource
 import signal
 from typing import Any
 
-from benchmarks.servers import KINDS
+from benchmarks.servers import KINDS, compute
 from benchmarks.servers.loops import LOOPS, run
 
 
-async def _serve_until_sigterm(kind: str, loop_name: str, host: str, port: int) -> None:
+async def _serve_until_sigterm(
+    kind: str, loop_name: str, host: str, port: int, options: dict[str, Any], computing: bool
+) -> None:
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, ended.set)
-    async with KINDS[kind].serve()(host, port) as bound:
+    async with KINDS[kind].serve()(host, port, **options) as bound:
         about = {
             "port": bound,
             "pid": os.getpid(),
@@ -30,6 +32,8 @@ async def _serve_until_sigterm(kind: str, loop_name: str, host: str, port: int) 
             "loop_version": LOOPS[loop_name].version(),
             "python": platform.python_version(),
         }
+        if computing:
+            about["computing"] = compute.start()
         print(json.dumps(about), flush=True)
         await ended.wait()
 
@@ -47,7 +51,19 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0: any free one (default)")
     parser.add_argument("--netpoller", metavar="MODE", help="auto, dedicated or inline (netpoll_loop only)")
+    parser.add_argument("--computing", action="store_true", help="one thread of pure Python computes beside the loop")
+    parser.add_argument("--cpus", help="the CPUs to run on, as 0,1")
+    parser.add_argument("--spins", type=int, help="turns of an empty loop for each message")
+    parser.add_argument("--stall", type=float, help="seconds that SIGUSR1 stalls the loop for")
+    parser.add_argument("--reuse-port", action="store_true", default=None, help="share the port with others")
+    parser.add_argument("--listener", type=int, help="the descriptor of an inherited socket that listens")
     arguments = parser.parse_args()
+    known = {option for kind in KINDS.values() for option in kind.options}
+    given = {option: value for option, value in vars(arguments).items() if option in known and value is not None}
+    if strange := given.keys() - set(KINDS[arguments.kind].options):
+        parser.error(f"{arguments.kind} has no option {', '.join(strange)}")
+    if arguments.cpus:
+        os.sched_setaffinity(0, {int(cpu) for cpu in arguments.cpus.split(",")})
     options: dict[str, Any] = {} if arguments.netpoller is None else {"netpoller": arguments.netpoller}
     if options and arguments.loop != "netpoll_loop":
         parser.error("--netpoller is an option of netpoll_loop")
@@ -55,7 +71,9 @@ def main() -> None:
     with contextlib.suppress(KeyboardInterrupt):
         run(
             arguments.loop,
-            _serve_until_sigterm(arguments.kind, arguments.loop, arguments.host, arguments.port),
+            _serve_until_sigterm(
+                arguments.kind, arguments.loop, arguments.host, arguments.port, given, arguments.computing
+            ),
             **options,
         )
 

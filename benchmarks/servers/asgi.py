@@ -1,8 +1,9 @@
-"""An ASGI application under uvicorn, with httptools and without access logs."""
+"""ASGI applications under uvicorn, with httptools and without access logs."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -10,7 +11,7 @@ from typing import Any
 
 import uvicorn
 
-from benchmarks.servers import BACKLOG
+from benchmarks.servers import BACKLOG, DOCUMENT
 
 START = {
     "type": "http.response.start",
@@ -26,10 +27,9 @@ async def _hello(scope: dict[str, Any], receive: Any, send: Callable[[Any], Awai
 
 
 @asynccontextmanager
-async def hello(host: str, port: int) -> AsyncIterator[int]:
-    """The smallest ASGI application."""
+async def _serve(app: Any, host: str, port: int) -> AsyncIterator[int]:
     config = uvicorn.Config(
-        _hello, http="httptools", lifespan="off", access_log=False, log_level="warning", backlog=BACKLOG
+        app, http="httptools", lifespan="off", access_log=False, log_level="warning", backlog=BACKLOG
     )
     server = uvicorn.Server(config)
     with socket.create_server((host, port), backlog=BACKLOG) as listener:
@@ -43,3 +43,26 @@ async def hello(host: str, port: int) -> AsyncIterator[int]:
         finally:
             server.should_exit = True
             await serving
+
+
+@asynccontextmanager
+async def hello(host: str, port: int) -> AsyncIterator[int]:
+    """The smallest ASGI application."""
+    async with _serve(_hello, host, port) as bound:
+        yield bound
+
+
+@asynccontextmanager
+async def document(host: str, port: int) -> AsyncIterator[int]:
+    """FastAPI: a list of dicts, serialized for each request."""
+    import fastapi
+
+    content = json.loads(DOCUMENT.read_bytes())
+
+    async def answer() -> list[dict[str, Any]]:
+        return content  # type: ignore[no-any-return]
+
+    app = fastapi.FastAPI()
+    app.add_api_route("/", answer)
+    async with _serve(app, host, port) as bound:
+        yield bound
