@@ -43,6 +43,7 @@ class Go(typing.Generic[_T]):
 
     __slots__ = (
         "__weakref__",
+        "_cancelled",
         "_coroutine",
         "_done",
         "_exception",
@@ -63,6 +64,8 @@ class Go(typing.Generic[_T]):
         self, function: Callable[[], typing.Any] | Coroutine[typing.Any, typing.Any, _T], name: str | None
     ) -> None:
         self._done = False
+        #: Asked to end before it has begun.
+        self._cancelled = False
         self._exception: BaseException | None = None
         self._traceback: typing.Any = None
         #: Nothing is to be reported: no exception, or somebody has seen it.
@@ -127,6 +130,7 @@ class Go(typing.Generic[_T]):
         loop = self._loop
         if self._done or loop is None:
             return False
+        self._cancelled = True
         try:
             loop.call_soon_threadsafe(self._cancel, msg)
         except RuntimeError:
@@ -175,6 +179,8 @@ class Go(typing.Generic[_T]):
             loop.call_soon_threadsafe(self._start, context, context=context)
 
     def _start(self, context: contextvars.Context) -> None:
+        if self._cancelled:
+            self._abandon()
         if self._done:
             return
         coroutine = self._coroutine
