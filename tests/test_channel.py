@@ -309,8 +309,7 @@ class Model:
     def pop(self):
         if not self.values:
             self.accept()
-        value = self.values.pop(0)
-        return value
+        return self.values.pop(0)
 
     def send(self, who, value):
         if self.closed:
