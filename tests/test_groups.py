@@ -8,6 +8,7 @@ import functools
 import gc
 import itertools
 import os
+import random
 import signal
 import socket
 import ssl
@@ -623,6 +624,50 @@ def test_what_a_stalled_loop_has_not_picked_up_goes_to_others_when_its_server_cl
 
     group(main, 2)
     assert len(accepted) == 10
+
+
+def test_servers_that_come_and_go_lose_no_connection_and_count_right(group):
+    meeting, over = Meeting(), threading.Event()
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        server, port = await serve()
+        await meeting.wait()
+        if meeting.first():
+
+            def use():
+                with clients() as dial:
+                    kept = []
+                    for i in range(300):
+                        sock = dial(("127.0.0.1", port))
+                        name = served_by(sock)
+                        assert name, i
+                        kept.append(sock)
+                        if len(kept) > 20:
+                            kept.pop(random.randrange(len(kept))).close()
+
+            try:
+                await asyncio.gather(*(in_thread(use) for _ in range(3)))
+            finally:
+                over.set()
+        else:
+            while not over.is_set():
+                await asyncio.sleep(random.random() / 50)
+                if random.random() < 0.3:
+                    time.sleep(random.random() / 20)
+                server.close()
+                await asyncio.sleep(0)
+                server, _ = await serve(port=port)
+        await meeting.wait()
+        server.close()
+
+        def load():
+            with loop._worker.group.lock:
+                return loop._worker.load.value(), server._live.value()
+
+        await until(lambda: load() == (0, 0))
+
+    group(main)
 
 
 def test_what_a_loop_has_not_picked_up_when_it_ends_is_closed(group):
