@@ -21,7 +21,6 @@ import errno
 import functools
 import os
 import socket
-import stat
 import threading
 import time
 import typing
@@ -30,14 +29,14 @@ from asyncio.constants import ACCEPT_RETRY_DELAY
 from asyncio.log import logger
 from collections.abc import Callable
 
+from netpoll_loop.binding import Key, bound_key, unlink
+
 __all__ = ["Listeners", "Share", "SharedServer", "Tally"]
 
 #: Seconds after which a connection that its loop hasn't picked up is given to another. Two ticks of the netpoller.
 RETAKE = 0.02
 
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
-_Key: typing.TypeAlias = tuple[typing.Hashable, ...]
 
 
 class Tally:
@@ -288,7 +287,7 @@ class Listeners:
     def __init__(self, m0: typing.Any, lock: threading.RLock) -> None:  # type: ignore[valid-type,unused-ignore]
         self.m0 = m0
         self.lock = lock
-        self._by_key: dict[_Key, Listening] = {}
+        self._by_key: dict[Key, Listening] = {}
         self._open: set[Listening] = set()
         #: Whether a timer of M0 looks after connections that aren't picked up.
         self._watching = False
@@ -301,7 +300,7 @@ class Listeners:
     # ---- opening and closing, on the loops -----------------------------------------------------------
 
     def share(
-        self, loop: typing.Any, key: _Key, live: Tally, where: typing.Any, make: Callable[[], socket.socket]
+        self, loop: typing.Any, key: Key, live: Tally, where: typing.Any, make: Callable[[], socket.socket]
     ) -> Share:
         """The loop's part in the socket that has the key; `make` makes it if there is none.
 
@@ -316,7 +315,7 @@ class Listeners:
                 self._open.add(listening)
                 self._by_key[key] = listening
                 # Who opens the port that "port 0" has become means the same socket.
-                self._by_key.setdefault(_bound_key(sock), listening)
+                self._by_key.setdefault(bound_key(sock), listening)
             if any(share.loop is loop for share in listening.shares):
                 raise OSError(
                     errno.EADDRINUSE,
@@ -407,7 +406,7 @@ class Listeners:
         for sock in (listening.sock, *listening.given):
             sock.close()
         if listening.unlink is not None:
-            _unlink(*listening.unlink)
+            unlink(*listening.unlink)
 
     def _accept(self, listening: Listening) -> None:
         for _ in range(listening.backlog):
@@ -469,84 +468,3 @@ class Listeners:
             self._watching = any(listening.waiting for listening in self._open)
         if self._watching:
             self.m0.call_later(RETAKE, self._retake)
-
-
-# ---- addresses ------------------------------------------------------------------------------------------
-
-
-def _bound_key(sock: socket.socket) -> _Key:
-    if sock.family == socket.AF_UNIX:
-        return unix_key(sock.getsockname())
-    return (sock.family, sock.getsockname())
-
-
-def unix_key(path: str | bytes) -> _Key:
-    """The key of a Unix socket's path. A socket that has none has a key of its own."""
-    if not path:
-        return (socket.AF_UNIX, object())
-    name = os.fsencode(path)
-    return (socket.AF_UNIX, name if name.startswith(b"\0") else os.path.abspath(name))
-
-
-def bind(family: int, kind: int, proto: int, address: typing.Any, options: list[tuple[int, int]]) -> socket.socket:
-    """A TCP socket bound to the address, with SOL_SOCKET options set; raises OSError in asyncio's words."""
-    sock = socket.socket(family, kind, proto)
-    try:
-        for option, value in options:
-            sock.setsockopt(socket.SOL_SOCKET, option, value)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, True)
-        try:
-            sock.bind(address)
-        except OSError as exc:
-            text = f"error while attempting to bind on address {address!r}: {str(exc).lower()}"
-            raise OSError(exc.errno, text) from None
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def bind_unix(path: str | bytes) -> socket.socket:
-    """A Unix socket bound to the path, a stale one removed first; raises OSError in asyncio's words."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if path[0] not in (0, "\0"):
-            try:
-                if stat.S_ISSOCK(os.stat(path).st_mode):
-                    os.remove(path)
-            except FileNotFoundError:
-                pass
-            except OSError as exc:
-                logger.error("Unable to check or remove stale UNIX socket %r: %r", path, exc)
-        try:
-            sock.bind(path)
-        except OSError as exc:
-            if exc.errno == errno.EADDRINUSE:
-                raise OSError(errno.EADDRINUSE, f"Address {path!r} is already in use") from None
-            raise
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def inode_of(sock: socket.socket) -> tuple[str, int] | None:
-    """The path of a bound Unix socket and its inode; None if it has none."""
-    name = sock.getsockname()
-    if not isinstance(name, str) or not name or name.startswith("\0"):
-        return None
-    try:
-        return os.path.abspath(name), os.stat(name).st_ino
-    except FileNotFoundError:
-        return None
-
-
-def _unlink(path: str, inode: int) -> None:
-    try:
-        if os.stat(path).st_ino == inode:
-            os.unlink(path)
-    except FileNotFoundError:
-        pass
-    except OSError as exc:
-        logger.error("Unable to clean up listening UNIX socket %r: %r", path, exc)
