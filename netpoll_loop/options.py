@@ -16,6 +16,7 @@ __all__ = [
     "resolve_max_workers",
     "resolve_netpoller",
     "resolve_run_on",
+    "resolve_stall_report",
     "switches_always",
 ]
 
@@ -77,3 +78,16 @@ def resolve_max_workers(max_workers: int | None, default: int) -> int:
     if max_workers < 1:
         raise ValueError("max_workers must be greater than 0")
     return max_workers
+
+
+def resolve_stall_report(seconds: float | None) -> float | None:
+    """After how many seconds in one callback a new loop reports it, without debug mode too; None: only there.
+
+    Raises TypeError for what is no number, ValueError for one that isn't above 0.
+    """
+    if seconds is not None:
+        if not isinstance(seconds, (int, float)):
+            raise TypeError(f"stall_report must be a number of seconds, not {type(seconds).__name__!r}")
+        if not 0 < seconds < float("inf"):
+            raise ValueError("stall_report must be greater than 0")
+    return seconds

@@ -13,7 +13,7 @@ from collections.abc import Coroutine
 
 from netpoll_loop._core.handoff import MAX_WORKERS
 from netpoll_loop.loop import Loop
-from netpoll_loop.options import resolve_max_workers, resolve_netpoller, resolve_run_on
+from netpoll_loop.options import resolve_max_workers, resolve_netpoller, resolve_run_on, resolve_stall_report
 
 __all__ = ["EventLoopPolicy", "install", "new_event_loop", "run"]
 
@@ -31,21 +31,33 @@ class EventLoopPolicy(_DefaultEventLoopPolicy):
 
     `netpoller` is "auto", "dedicated" or "inline"; None means the environment variable NETPOLL_LOOP_NETPOLLER as it is
     when a loop is made, else "auto". `run_on` is "caller" or "worker"; None means NETPOLL_LOOP_RUN_ON, else "caller".
-    `max_workers` bounds the threads of `blocking()`, 64 if None. Raises ValueError for anything else.
+    `max_workers` bounds the threads of `blocking()`, 64 if None; `stall_report` as in `new_event_loop`. Raises
+    ValueError for anything else.
 
     Apart from the loops it is asyncio's default policy: https://docs.python.org/3/library/asyncio-policy.html
     """
 
     def __init__(
-        self, netpoller: str | None = None, *, run_on: str | None = None, max_workers: int | None = None
+        self,
+        netpoller: str | None = None,
+        *,
+        run_on: str | None = None,
+        max_workers: int | None = None,
+        stall_report: float | None = None,
     ) -> None:
         super().__init__()
         self._netpoller = None if netpoller is None else resolve_netpoller(netpoller)
         self._run_on = None if run_on is None else resolve_run_on(run_on)
         self._max_workers = resolve_max_workers(max_workers, MAX_WORKERS)
+        self._stall_report = resolve_stall_report(stall_report)
 
     def _loop_factory(self) -> Loop:
-        return Loop(self._netpoller, run_on=self._run_on, max_workers=self._max_workers)
+        return Loop(
+            self._netpoller,
+            run_on=self._run_on,
+            max_workers=self._max_workers,
+            stall_report=self._stall_report,
+        )
 
     if sys.version_info < (3, 12):
         # 3.11's default is a thread for each child process. The loop itself asks no watcher for its children
@@ -62,25 +74,40 @@ class EventLoopPolicy(_DefaultEventLoopPolicy):
                     self._watcher = PidfdChildWatcher()
 
 
-def new_event_loop(netpoller: str | None = None, *, run_on: str | None = None, max_workers: int | None = None) -> Loop:
+def new_event_loop(
+    netpoller: str | None = None,
+    *,
+    run_on: str | None = None,
+    max_workers: int | None = None,
+    stall_report: float | None = None,
+) -> Loop:
     """A new loop; a `loop_factory=` for `asyncio.run` (3.12+) and `asyncio.Runner` (3.11+).
 
     `netpoller` is "auto", "dedicated" or "inline"; None means the environment variable NETPOLL_LOOP_NETPOLLER, else
     "auto". `run_on` is "caller", the thread that calls `run_forever` runs the callbacks, or "worker", it parks and
     serves signals only; None means NETPOLL_LOOP_RUN_ON, else "caller". `max_workers` bounds the threads of
-    `blocking()`, 64 if None. Raises ValueError for anything else, and OSError when the process is out of file
-    descriptors.
+    `blocking()`, 64 if None. A callback that has run for `stall_report` seconds is reported to the `asyncio` logger
+    with its stack, while it still runs; None: only in debug mode, after `loop.slow_callback_duration`. Raises
+    ValueError for anything else, and OSError when the process is out of file descriptors.
     """
-    return Loop(netpoller, run_on=run_on, max_workers=max_workers)
+    return Loop(netpoller, run_on=run_on, max_workers=max_workers, stall_report=stall_report)
 
 
-def install(netpoller: str | None = None, *, run_on: str | None = None, max_workers: int | None = None) -> None:
+def install(
+    netpoller: str | None = None,
+    *,
+    run_on: str | None = None,
+    max_workers: int | None = None,
+    stall_report: float | None = None,
+) -> None:
     """Makes netpoll_loop the event loop of this process: `asyncio.set_event_loop_policy(EventLoopPolicy(...))`.
 
     Raises ValueError as `EventLoopPolicy` does. On Python 3.14 and 3.15 asyncio gives a DeprecationWarning for its
     policies; use `run` or `new_event_loop` there.
     """
-    asyncio.set_event_loop_policy(EventLoopPolicy(netpoller, run_on=run_on, max_workers=max_workers))
+    asyncio.set_event_loop_policy(
+        EventLoopPolicy(netpoller, run_on=run_on, max_workers=max_workers, stall_report=stall_report)
+    )
 
 
 def run(
@@ -90,6 +117,7 @@ def run(
     netpoller: str | None = None,
     run_on: str | None = None,
     max_workers: int | None = None,
+    stall_report: float | None = None,
 ) -> _T:
     """Runs a coroutine on a new loop and returns its result: `asyncio.run` on netpoll_loop, for every Python version.
 
@@ -100,6 +128,8 @@ def run(
         # Before a loop is made, and in asyncio's words.
         main.close()
         raise RuntimeError("asyncio.run() cannot be called from a running event loop")
-    factory = functools.partial(new_event_loop, netpoller, run_on=run_on, max_workers=max_workers)
+    factory = functools.partial(
+        new_event_loop, netpoller, run_on=run_on, max_workers=max_workers, stall_report=stall_report
+    )
     with asyncio.Runner(debug=debug, loop_factory=factory) as runner:
         return runner.run(main)

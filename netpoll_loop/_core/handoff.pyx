@@ -225,6 +225,9 @@ cdef class HandoffLoop(SockLoop):
     cdef int long_bodies
     # Another thread than M0 has had P.
     cdef bint spread
+    # See stalls.py: seconds, or None; made when it is first needed.
+    cdef public object _stall_report
+    cdef public object _stall_monitor
 
     def __cinit__(self, *args, **kwargs):
         self.offers = Offers()
@@ -699,6 +702,12 @@ cdef class HandoffLoop(SockLoop):
             raise exc
         return value
 
+    def _progress(self):
+        """(thread, number): who runs callbacks, and what each of them moves; None while the loop waits or doesn't run."""
+        if self.state != HELD or self.waiting:
+            return None
+        return self.owner, self.turns + self.head + self.changes
+
     @property
     def _m0_serves(self):
         """Whether another thread may ask M0 for something."""
@@ -736,7 +745,14 @@ cdef class HandoffLoop(SockLoop):
         # Spares that only watch would be threads in the parent of a fork.
         if self.idle and self.state != GONE:
             self.dismiss_idle()
+        if self._stall_monitor is not None:
+            self._stall_monitor.stop()
         Scheduler._before_fork(self)
+
+    def _after_fork_parent(self):
+        Scheduler._after_fork_parent(self)
+        if self.state != NONE and self.state != GONE:
+            self._watch_for_stalls()
 
     cdef int dismiss_idle(self) except -1:
         cdef Offers former = self.offers
@@ -759,6 +775,8 @@ cdef class HandoffLoop(SockLoop):
         cdef unsigned long me = PyThread_get_thread_ident()
         cdef Body body = self.bodies.get(me)
         Scheduler._after_fork_child(self)
+        if self._stall_monitor is not None:
+            self._stall_monitor.forget()
         # No other thread is left. A body that forked gets P back at once.
         self.offers = Offers()
         self.seats.clear()

@@ -439,9 +439,11 @@ cdef class Scheduler(Home):
         if self.head != self.tail or self._stopping or self.wanted:
             np_park_cancel(self.engine)
             return 0
+        self.waiting = True
         with nogil:
             count = np_park(self.engine, self.events, EVENTS_MAX, deadline)
             awake = nanoseconds()
+        self.waiting = False
         if self.contended != (nanoseconds() - awake >= GIL_SLOW):
             self.contended = not self.contended
             np_contended(self.engine, self.contended)
