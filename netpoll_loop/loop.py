@@ -28,7 +28,13 @@ from netpoll_loop._core.handoff import MAX_WORKERS, HandoffLoop
 from netpoll_loop._core.stream import StreamTransport
 from netpoll_loop.connecting import ConnectMixin
 from netpoll_loop.dns import resolve_literal
-from netpoll_loop.options import resolve_max_workers, resolve_netpoller, resolve_run_on, resolve_stall_report
+from netpoll_loop.options import (
+    resolve_max_workers,
+    resolve_netpoller,
+    resolve_run_on,
+    resolve_spin_us,
+    resolve_stall_report,
+)
 from netpoll_loop.parameters import ParametersMixin
 from netpoll_loop.stalls import StallMonitor
 from netpoll_loop.subprocesses import SubprocessMixin
@@ -138,7 +144,9 @@ class Loop(HandoffLoop, ConnectMixin, ParametersMixin, SubprocessMixin):
     "worker"; None takes NETPOLL_LOOP_RUN_ON, or "caller".  ``max_workers``
     bounds the threads that blocking() may use, 64 if None.  ``stall_report``:
     seconds after which a callback that still runs is reported, in debug mode
-    ``slow_callback_duration``; None: only there.  Raises ValueError for another
+    ``slow_callback_duration``; None: only there.  ``spin_us``: microseconds
+    that an idle poller polls before it blocks; None takes NETPOLL_LOOP_SPIN_US,
+    or 0.  Raises ValueError for another
     value, OSError when the engine can't be opened.
     """
 
@@ -149,12 +157,13 @@ class Loop(HandoffLoop, ConnectMixin, ParametersMixin, SubprocessMixin):
         run_on: str | None = None,
         max_workers: int | None = None,
         stall_report: float | None = None,
+        spin_us: int | None = None,
     ) -> None:
         # Whatever fails below, __del__ finds a closed loop.
         self._closed = True
         self._set_workers(resolve_run_on(run_on) == "worker", resolve_max_workers(max_workers, MAX_WORKERS))
         self._stall_report = resolve_stall_report(stall_report)
-        self._open_engine(resolve_netpoller(netpoller))
+        self._open_engine(resolve_netpoller(netpoller), resolve_spin_us(spin_us) * 1000)
         self._old_wakeup_fd = None
         super().__init__(_EngineSelector(self))
         self._transports = _Transports(self)

@@ -13,7 +13,13 @@ from collections.abc import Coroutine
 
 from netpoll_loop._core.handoff import MAX_WORKERS
 from netpoll_loop.loop import Loop
-from netpoll_loop.options import resolve_max_workers, resolve_netpoller, resolve_run_on, resolve_stall_report
+from netpoll_loop.options import (
+    resolve_max_workers,
+    resolve_netpoller,
+    resolve_run_on,
+    resolve_spin_us,
+    resolve_stall_report,
+)
 
 __all__ = ["EventLoopPolicy", "install", "new_event_loop", "run"]
 
@@ -31,7 +37,8 @@ class EventLoopPolicy(_DefaultEventLoopPolicy):
 
     `netpoller` is "auto", "dedicated" or "inline"; None means the environment variable NETPOLL_LOOP_NETPOLLER as it is
     when a loop is made, else "auto". `run_on` is "caller" or "worker"; None means NETPOLL_LOOP_RUN_ON, else "caller".
-    `max_workers` bounds the threads of `blocking()`, 64 if None; `stall_report` as in `new_event_loop`. Raises
+    `max_workers` bounds the threads of `blocking()`, 64 if None; `stall_report` and `spin_us` as in
+    `new_event_loop`. Raises
     ValueError for anything else.
 
     Apart from the loops it is asyncio's default policy: https://docs.python.org/3/library/asyncio-policy.html
@@ -44,12 +51,14 @@ class EventLoopPolicy(_DefaultEventLoopPolicy):
         run_on: str | None = None,
         max_workers: int | None = None,
         stall_report: float | None = None,
+        spin_us: int | None = None,
     ) -> None:
         super().__init__()
         self._netpoller = None if netpoller is None else resolve_netpoller(netpoller)
         self._run_on = None if run_on is None else resolve_run_on(run_on)
         self._max_workers = resolve_max_workers(max_workers, MAX_WORKERS)
         self._stall_report = resolve_stall_report(stall_report)
+        self._spin_us = None if spin_us is None else resolve_spin_us(spin_us)
 
     def _loop_factory(self) -> Loop:
         return Loop(
@@ -57,6 +66,7 @@ class EventLoopPolicy(_DefaultEventLoopPolicy):
             run_on=self._run_on,
             max_workers=self._max_workers,
             stall_report=self._stall_report,
+            spin_us=self._spin_us,
         )
 
     if sys.version_info < (3, 12):
@@ -80,6 +90,7 @@ def new_event_loop(
     run_on: str | None = None,
     max_workers: int | None = None,
     stall_report: float | None = None,
+    spin_us: int | None = None,
 ) -> Loop:
     """A new loop; a `loop_factory=` for `asyncio.run` (3.12+) and `asyncio.Runner` (3.11+).
 
@@ -87,10 +98,12 @@ def new_event_loop(
     "auto". `run_on` is "caller", the thread that calls `run_forever` runs the callbacks, or "worker", it parks and
     serves signals only; None means NETPOLL_LOOP_RUN_ON, else "caller". `max_workers` bounds the threads of
     `blocking()`, 64 if None. A callback that has run for `stall_report` seconds is reported to the `asyncio` logger
-    with its stack, while it still runs; None: only in debug mode, after `loop.slow_callback_duration`. Raises
-    ValueError for anything else, and OSError when the process is out of file descriptors.
+    with its stack, while it still runs; None: only in debug mode, after `loop.slow_callback_duration`. `spin_us`:
+    microseconds for which an idle poller polls before it blocks, for a faster answer at the price of a CPU; None means
+    NETPOLL_LOOP_SPIN_US, else 0. Raises ValueError for anything else, and OSError when the process is out of file
+    descriptors.
     """
-    return Loop(netpoller, run_on=run_on, max_workers=max_workers, stall_report=stall_report)
+    return Loop(netpoller, run_on=run_on, max_workers=max_workers, stall_report=stall_report, spin_us=spin_us)
 
 
 def install(
@@ -99,6 +112,7 @@ def install(
     run_on: str | None = None,
     max_workers: int | None = None,
     stall_report: float | None = None,
+    spin_us: int | None = None,
 ) -> None:
     """Makes netpoll_loop the event loop of this process: `asyncio.set_event_loop_policy(EventLoopPolicy(...))`.
 
@@ -106,7 +120,7 @@ def install(
     policies; use `run` or `new_event_loop` there.
     """
     asyncio.set_event_loop_policy(
-        EventLoopPolicy(netpoller, run_on=run_on, max_workers=max_workers, stall_report=stall_report)
+        EventLoopPolicy(netpoller, run_on=run_on, max_workers=max_workers, stall_report=stall_report, spin_us=spin_us)
     )
 
 
@@ -118,6 +132,7 @@ def run(
     run_on: str | None = None,
     max_workers: int | None = None,
     stall_report: float | None = None,
+    spin_us: int | None = None,
 ) -> _T:
     """Runs a coroutine on a new loop and returns its result: `asyncio.run` on netpoll_loop, for every Python version.
 
@@ -129,7 +144,7 @@ def run(
         main.close()
         raise RuntimeError("asyncio.run() cannot be called from a running event loop")
     factory = functools.partial(
-        new_event_loop, netpoller, run_on=run_on, max_workers=max_workers, stall_report=stall_report
+        new_event_loop, netpoller, run_on=run_on, max_workers=max_workers, stall_report=stall_report, spin_us=spin_us
     )
     with asyncio.Runner(debug=debug, loop_factory=factory) as runner:
         return runner.run(main)
