@@ -6,6 +6,7 @@ on a thread of its own beside Python. Above it stands the standard interface: pr
     asyncio.set_event_loop_policy(netpoll_loop.EventLoopPolicy())       # or netpoll_loop.install()
     asyncio.run(main(), loop_factory=netpoll_loop.new_event_loop)       # Python 3.12+
     netpoll_loop.run(main())                                            # every version
+    netpoll_loop.run(main, workers=4)                                   # four loops on four threads
 """
 
 import sys
@@ -19,12 +20,27 @@ _interpreter.refuse_second()
 try:
     from netpoll_loop._stats import Stats, stats
     from netpoll_loop.blocking import blocking
+    from netpoll_loop.channel import Channel, ChannelClosed
+    from netpoll_loop.go import Go, go
     from netpoll_loop.loop import Loop
     from netpoll_loop.policy import EventLoopPolicy, install, new_event_loop, run
 except ImportError as error:
     _interpreter.explain(error)
     raise
 
-__all__ = ["EventLoopPolicy", "Loop", "Stats", "blocking", "install", "new_event_loop", "run", "stats"]
+__all__ = [
+    "Channel",
+    "ChannelClosed",
+    "EventLoopPolicy",
+    "Go",
+    "Loop",
+    "Stats",
+    "blocking",
+    "go",
+    "install",
+    "new_event_loop",
+    "run",
+    "stats",
+]
 
 __version__ = "0.1.0"

@@ -9,8 +9,9 @@ import functools
 import sys
 import typing
 from asyncio import events
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 
+from netpoll_loop import groups
 from netpoll_loop._core.handoff import MAX_WORKERS
 from netpoll_loop.loop import Loop
 from netpoll_loop.options import (
@@ -124,27 +125,88 @@ def install(
     )
 
 
+@typing.overload
 def run(
     main: Coroutine[typing.Any, typing.Any, _T],
     *,
+    workers: int | None = None,
     debug: bool | None = None,
     netpoller: str | None = None,
     run_on: str | None = None,
     max_workers: int | None = None,
     stall_report: float | None = None,
     spin_us: int | None = None,
-) -> _T:
+) -> _T: ...
+@typing.overload
+def run(
+    main: Callable[[], Coroutine[typing.Any, typing.Any, _T]],
+    *,
+    workers: int,
+    debug: bool | None = None,
+    netpoller: str | None = None,
+    run_on: str | None = None,
+    max_workers: int | None = None,
+    stall_report: float | None = None,
+    spin_us: int | None = None,
+) -> list[_T]: ...
+def run(
+    main: typing.Any,
+    *,
+    workers: int | None = None,
+    debug: bool | None = None,
+    netpoller: str | None = None,
+    run_on: str | None = None,
+    max_workers: int | None = None,
+    stall_report: float | None = None,
+    spin_us: int | None = None,
+) -> typing.Any:
     """Runs a coroutine on a new loop and returns its result: `asyncio.run` on netpoll_loop, for every Python version.
 
     `debug` as in `asyncio.run`, the others as in `new_event_loop`. Raises what the coroutine raises, RuntimeError when
     an event loop is running in this thread, and ValueError for a bad option.
+
+    With `workers=N`, `main` is a coroutine function without arguments, and is run on each of N new loops, each on a
+    thread of its own: a worker group (docs/groups.md). Returns the list of results when all have ended. When one
+    fails, the others are cancelled, and the failure is raised; several different ones as a BaseExceptionGroup.
+    Ctrl-C cancels all, then KeyboardInterrupt is raised. Raises TypeError for a coroutine with more than one worker,
+    and ValueError for less than one worker.
     """
-    if events._get_running_loop() is not None:
-        # Before a loop is made, and in asyncio's words.
-        main.close()
-        raise RuntimeError("asyncio.run() cannot be called from a running event loop")
-    factory = functools.partial(
-        new_event_loop, netpoller, run_on=run_on, max_workers=max_workers, stall_report=stall_report, spin_us=spin_us
-    )
+    refusal = _refusal(main, workers)
+    if refusal is not None:
+        if asyncio.iscoroutine(main):
+            main.close()
+        raise refusal
+    options: dict[str, typing.Any] = {
+        "netpoller": netpoller,
+        "run_on": run_on,
+        "max_workers": max_workers,
+        "stall_report": stall_report,
+        "spin_us": spin_us,
+    }
+    if workers is not None and not asyncio.iscoroutine(main):
+        return groups.run_group(main, workers, debug=debug, options=options)
+    factory = functools.partial(new_event_loop, **options)
     with asyncio.Runner(debug=debug, loop_factory=factory) as runner:
         return runner.run(main)
+
+
+def _refusal(main: object, workers: object) -> Exception | None:
+    """Why run() can't be called like this."""
+    if events._get_running_loop() is not None:
+        # Before a loop is made, and in asyncio's words.
+        return RuntimeError("asyncio.run() cannot be called from a running event loop")
+    if workers is None:
+        return None
+    if not isinstance(workers, int):
+        return TypeError(f"workers must be an int, not {type(workers).__name__!r}")
+    if workers < 1:
+        return ValueError("workers must be greater than 0")
+    if asyncio.iscoroutine(main):
+        if workers > 1:
+            return TypeError(
+                f"with workers={workers}, main must be a coroutine function, to be called on each worker; "
+                "a coroutine can be run only once"
+            )
+    elif not callable(main):
+        return TypeError(f"a coroutine function was expected, got {main!r}")
+    return None

@@ -101,13 +101,15 @@ def _lost(pid: int) -> int:
 
 
 if sys.version_info < (3, 14):
+    # catch_warnings() changes the whole process, and the loops of a group have children at the same time.
+    _filters_lock = threading.Lock()
 
     def _watcher_takes_all() -> bool:
         """Whether the child watcher reaps every child of the process, so that only it knows their exit statuses.
 
         Any other watcher that the user has set isn't used, yet asyncio documents what an inactive one does.
         """
-        with warnings.catch_warnings():
+        with _filters_lock, warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             watcher = asyncio.get_child_watcher()
         with watcher as entered:

@@ -31,5 +31,5 @@ def run_example(name, mode, *options):
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_example_runs_once(name, mode, tmp_path):
-    where = ["--path", str(tmp_path / "socket")] if name == "unix_chat.py" else ["--port", "0"]
-    assert run_example(name, mode, *where, "--once").strip()
+    options = {"unix_chat.py": ["--path", str(tmp_path / "socket"), "--once"], "channel.py": []}
+    assert run_example(name, mode, *options.get(name, ["--port", "0", "--once"])).strip()
