@@ -71,7 +71,9 @@ def test_io_timers_and_thread_safe_calls_work(make, spin_us):
 
 
 @only_with_cpus
-def test_it_polls_while_it_is_idle_and_then_blocks(make):
+def test_it_polls_while_it_is_idle_and_then_blocks(make, mode):
+    if mode == "dedicated":
+        pytest.skip("there the loop's thread spins on a word, which no counter shows")
     counts = []
     for spin_us in 0, 2000, 20_000:
         loop = make(spin_us)
