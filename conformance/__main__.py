@@ -3,6 +3,7 @@
 import argparse
 import collections
 import json
+import os
 import re
 import signal
 import sys
@@ -108,7 +109,9 @@ def write_json(path: str, suite: Suite, results: dict[str, driver.Outcome], verd
 
 def conform(suite: Suite, options: argparse.Namespace) -> int:
     """One suite in one mode; the exit status."""
-    expected = ledger.load_for(suite.name, netpoller=options.netpoller, debug=reference.debug())
+    expected = ledger.load_for(
+        suite.name, netpoller=options.netpoller, debug=reference.debug(), run_on=reference.run_on()
+    )
     if options.refresh_reference:
         refresh(suite, options.rounds)
         return 0
@@ -119,6 +122,7 @@ def conform(suite: Suite, options: argparse.Namespace) -> int:
         return 2
     tests = [test for test in passed if options.select is None or options.select(test)]
     loop = "" if options.loop == loops.NETPOLL else f"{options.loop} loop, "
+    loop += "run_on worker, " if reference.run_on() == "worker" else ""
     print(
         f"conformance {suite.name} {suite.version}: {loop}netpoller {options.netpoller}, {len(tests)} tests", flush=True
     )
@@ -173,6 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m conformance", description=__doc__.splitlines()[0])
     parser.add_argument("suite", nargs="+", choices=sorted(SUITES))
     parser.add_argument("--netpoller", choices=MODES, default="auto", help="mode of our loop (default: auto)")
+    parser.add_argument("--run-on", choices=("caller", "worker"), help="thread that runs the callbacks of our loop")
     parser.add_argument("-k", dest="select", type=expression, metavar="EXPR",
                         help="only tests whose id matches, as in pytest: words, and, or, not")  # fmt: skip
     parser.add_argument("--json", metavar="FILE", help="write every result, with its whole text")
@@ -182,6 +187,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--loop", choices=loops.KINDS, default=loops.NETPOLL, help="for comparison: asyncio's own loop")
     parser.add_argument("--record", action="store_true", help="put the numbers into docs/compatibility.md's table")
     options = parser.parse_args(argv)
+    if options.run_on:
+        os.environ["NETPOLL_LOOP_RUN_ON"] = options.run_on
     # A shell's background job ignores SIGINT, nohup's SIGHUP, and so would the programs that tests send them to.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -37,8 +37,9 @@ def record(suite: Suite, netpoller: str, verdict: ledger.Verdict) -> None:
         "python": platform.python_version(),
         "netpoller": netpoller,
         "debug": reference.debug(),
+        "run_on": reference.run_on(),
     }
-    rows = [row for row in rows if any(row[name] != value for name, value in key.items())]
+    rows = [row for row in rows if any(row.get(name, "caller") != value for name, value in key.items())]
     rows.append(
         {
             **key,
@@ -48,7 +49,9 @@ def record(suite: Suite, netpoller: str, verdict: ledger.Verdict) -> None:
             "unexplained": len(verdict.unexplained),
         }
     )
-    rows.sort(key=lambda row: [str(row[name]) for name in ("suite", "python", "debug", "netpoller")])
+    rows.sort(
+        key=lambda row: [str(row.get(name, "caller")) for name in ("suite", "python", "debug", "run_on", "netpoller")]
+    )
     RESULTS.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     write()
 
@@ -74,6 +77,7 @@ def _numbers():
     for row in _rows():
         name = row["suite"] if row["suite"] == "cpython" else f"{row['suite']} {row['version']}"
         mode = row["netpoller"] + (", PYTHONASYNCIODEBUG=1" if row["debug"] else "")
+        mode += ", run_on worker" if row.get("run_on") == "worker" else ""
         numbers = [row["reference"], row["ours"], row["explained"], row["unexplained"]]
         yield f"| {name} | {row['python']} | {mode} | {' | '.join(map(str, numbers))} |"
     yield ""
@@ -106,6 +110,8 @@ def _explained():
                 ]
                 if "debug" in entry:
                     limits.append("with PYTHONASYNCIODEBUG=1" if entry["debug"] else "without PYTHONASYNCIODEBUG")
+                if "run_on" in entry:
+                    limits.append(f"run_on {entry['run_on']}")
                 where = f" ({'; '.join(limits)})" if limits else ""
                 if kind == "flicker":
                     where += f" (flickers: fails {entry['reference']} on {suite.reference}, {entry['ours']} on ours)"

@@ -6,6 +6,7 @@
     netpoller = ["dedicated"]     # optional: only in these modes
     python = ["3.11", "3.13.0"]   # optional: only on these Pythons
     debug = true                  # optional: only with (or only without) PYTHONASYNCIODEBUG
+    run_on = "worker"             # optional: only where this thread runs the callbacks
 
     [[flicker]]
     reason = "..."
@@ -28,8 +29,8 @@ from conformance.driver import Outcome
 from conformance.records import PASS
 
 _KEYS = {
-    "difference": {"reason", "tests", "netpoller", "python", "debug"},
-    "flicker": {"reason", "tests", "reference", "ours", "netpoller", "python", "debug"},
+    "difference": {"reason", "tests", "netpoller", "python", "debug", "run_on"},
+    "flicker": {"reason", "tests", "reference", "ours", "netpoller", "python", "debug", "run_on"},
 }
 
 
@@ -45,8 +46,8 @@ class Ledger:
     flickers: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def load(text: str, *, netpoller: str, python: str, debug: bool) -> Ledger:
-    """The entries for this mode, Python ("3.11.7") and debug mode. Raises LedgerError."""
+def load(text: str, *, netpoller: str, python: str, debug: bool, run_on: str = "caller") -> Ledger:
+    """The entries for this mode, Python ("3.11.7"), debug mode and thread. Raises LedgerError."""
     ledger = Ledger()
     document = tomllib.loads(text)
     if unknown := set(document) - set(_KEYS):
@@ -65,6 +66,7 @@ def load(text: str, *, netpoller: str, python: str, debug: bool) -> Ledger:
                 netpoller not in entry.get("netpoller", [netpoller])
                 or not any(f"{python}.".startswith(f"{version}.") for version in entry.get("python", [python]))
                 or entry.get("debug", debug) != debug
+                or entry.get("run_on", run_on) != run_on
             ):
                 continue
             for test in entry["tests"]:
@@ -74,12 +76,12 @@ def load(text: str, *, netpoller: str, python: str, debug: bool) -> Ledger:
     return ledger
 
 
-def load_for(suite: str, *, netpoller: str, debug: bool) -> Ledger:
+def load_for(suite: str, *, netpoller: str, debug: bool, run_on: str = "caller") -> Ledger:
     path = sources.HERE / "expected" / f"{suite}.toml"
     text = path.read_text() if path.exists() else ""
     python = platform.python_version()
     try:
-        return load(text, netpoller=netpoller, python=python, debug=debug)
+        return load(text, netpoller=netpoller, python=python, debug=debug, run_on=run_on)
     except (LedgerError, tomllib.TOMLDecodeError) as error:
         raise LedgerError(f"{path.name}: {error}") from None
 

@@ -24,6 +24,11 @@ def debug() -> bool:
     return bool(os.environ.get("PYTHONASYNCIODEBUG"))
 
 
+def run_on() -> str:
+    """Which thread runs the callbacks of our loop."""
+    return os.environ.get("NETPOLL_LOOP_RUN_ON") or "caller"
+
+
 def path(suite: Suite):
     parts = [suite.name, suite.version]
     if suite.name != "cpython":

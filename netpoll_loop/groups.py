@@ -150,7 +150,7 @@ class Group:
         self.debug = debug
         # Reentrant, for finalizers that call go().
         self.lock = threading.RLock()
-        self.m0 = Loop("inline", run_on="caller")
+        self.m0 = Loop("inline", run_on="caller", spin_us=0)
         self.listeners = Listeners(self.m0, self.lock)
         self.workers: list[Worker] = []
         self._failures: list[BaseException] = []

@@ -28,8 +28,15 @@ from netpoll_loop._core.handoff import MAX_WORKERS, HandoffLoop
 from netpoll_loop._core.stream import StreamTransport
 from netpoll_loop.connecting import ConnectMixin
 from netpoll_loop.dns import resolve_literal
-from netpoll_loop.options import resolve_max_workers, resolve_netpoller, resolve_run_on
+from netpoll_loop.options import (
+    resolve_max_workers,
+    resolve_netpoller,
+    resolve_run_on,
+    resolve_spin_us,
+    resolve_stall_report,
+)
 from netpoll_loop.parameters import ParametersMixin
+from netpoll_loop.stalls import StallMonitor
 from netpoll_loop.subprocesses import SubprocessMixin
 
 __all__ = ("Loop",)
@@ -135,17 +142,28 @@ class Loop(HandoffLoop, ConnectMixin, ParametersMixin, SubprocessMixin):
     ``netpoller`` is "auto", "dedicated" or "inline"; None takes the environment
     variable NETPOLL_LOOP_NETPOLLER, or "auto".  ``run_on`` is "caller" or
     "worker"; None takes NETPOLL_LOOP_RUN_ON, or "caller".  ``max_workers``
-    bounds the threads that blocking() may use, 64 if None.  Raises ValueError
-    for another value, OSError when the engine can't be opened.
+    bounds the threads that blocking() may use, 64 if None.  ``stall_report``:
+    seconds after which a callback that still runs is reported, in debug mode
+    ``slow_callback_duration``; None: only there.  ``spin_us``: microseconds
+    that an idle poller polls before it blocks; None takes NETPOLL_LOOP_SPIN_US,
+    or 0.  Raises ValueError for another
+    value, OSError when the engine can't be opened.
     """
 
     def __init__(
-        self, netpoller: str | None = None, *, run_on: str | None = None, max_workers: int | None = None
+        self,
+        netpoller: str | None = None,
+        *,
+        run_on: str | None = None,
+        max_workers: int | None = None,
+        stall_report: float | None = None,
+        spin_us: int | None = None,
     ) -> None:
         # Whatever fails below, __del__ finds a closed loop.
         self._closed = True
         self._set_workers(resolve_run_on(run_on) == "worker", resolve_max_workers(max_workers, MAX_WORKERS))
-        self._open_engine(resolve_netpoller(netpoller))
+        self._stall_report = resolve_stall_report(stall_report)
+        self._open_engine(resolve_netpoller(netpoller), resolve_spin_us(spin_us) * 1000)
         self._old_wakeup_fd = None
         super().__init__(_EngineSelector(self))
         self._transports = _Transports(self)
@@ -173,10 +191,27 @@ class Loop(HandoffLoop, ConnectMixin, ParametersMixin, SubprocessMixin):
             # For the whole run: a signal wakes the poller, whichever thread it lands on.
             self._old_wakeup_fd = signal.set_wakeup_fd(self._csock.fileno(), warn_on_full_buffer=False)
         _events._set_running_loop(self)
+        self._watch_for_stalls()
+
+    def _watch_for_stalls(self) -> None:
+        if self._debug or self._stall_report is not None:
+            if self._stall_monitor is None:
+                self._stall_monitor = StallMonitor(self, self._stall_report)
+            self._stall_monitor.start()
+        elif self._stall_monitor is not None:
+            self._stall_monitor.stop()
+
+    def set_debug(self, enabled: bool) -> None:
+        """asyncio.loop.set_debug; it also turns stall reports on or off."""
+        super().set_debug(enabled)
+        if self.is_running():
+            self._watch_for_stalls()
 
     def _run_forever_cleanup(self) -> None:
         self._stopping = False
         self._thread_id = None
+        if self._stall_monitor is not None:
+            self._stall_monitor.stop()
         self._leave_run()
         _events._set_running_loop(None)
         self._set_coroutine_origin_tracking(False)

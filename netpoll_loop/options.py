@@ -11,11 +11,15 @@ __all__ = [
     "CHAOS_VARIABLE",
     "ENVIRONMENT_VARIABLE",
     "RUN_ON_VARIABLE",
+    "SPIN_MAX",
+    "SPIN_VARIABLE",
     "NetpollerMode",
     "RunOn",
     "resolve_max_workers",
     "resolve_netpoller",
     "resolve_run_on",
+    "resolve_spin_us",
+    "resolve_stall_report",
     "switches_always",
 ]
 
@@ -30,6 +34,11 @@ ENVIRONMENT_VARIABLE = "NETPOLL_LOOP_NETPOLLER"
 RunOn = typing.Literal["caller", "worker"]
 
 RUN_ON_VARIABLE = "NETPOLL_LOOP_RUN_ON"
+
+#: Microseconds for which an idle poller polls before it blocks; 0, the default: it blocks at once.
+SPIN_VARIABLE = "NETPOLL_LOOP_SPIN_US"
+#: More than a second of polling is a mistake.
+SPIN_MAX = 1_000_000
 
 #: A debugging aid for the project's own tests: with "1", "auto" changes its mind about who sends in every turn.
 CHAOS_VARIABLE = "NETPOLL_LOOP_CHAOS"
@@ -77,3 +86,35 @@ def resolve_max_workers(max_workers: int | None, default: int) -> int:
     if max_workers < 1:
         raise ValueError("max_workers must be greater than 0")
     return max_workers
+
+
+def resolve_spin_us(spin_us: int | None = None) -> int:
+    """Microseconds that a new loop's idle poller polls: the argument, else NETPOLL_LOOP_SPIN_US (empty: unset), else 0.
+
+    Raises TypeError for an argument that is no int, ValueError outside of 0 to 1,000,000.
+    """
+    source = "spin_us"
+    if spin_us is None:
+        source, text = SPIN_VARIABLE, os.environ.get(SPIN_VARIABLE) or "0"
+        try:
+            spin_us = int(text)
+        except ValueError:
+            raise ValueError(f"{source} must be a number of microseconds, not {text!r}") from None
+    if not isinstance(spin_us, int):
+        raise TypeError(f"{source} must be an int, not {type(spin_us).__name__!r}")
+    if not 0 <= spin_us <= SPIN_MAX:
+        raise ValueError(f"{source} must be between 0 and {SPIN_MAX}")
+    return spin_us
+
+
+def resolve_stall_report(seconds: float | None) -> float | None:
+    """After how many seconds in one callback a new loop reports it, without debug mode too; None: only there.
+
+    Raises TypeError for what is no number, ValueError for one that isn't above 0.
+    """
+    if seconds is not None:
+        if not isinstance(seconds, (int, float)):
+            raise TypeError(f"stall_report must be a number of seconds, not {type(seconds).__name__!r}")
+        if not 0 < seconds < float("inf"):
+            raise ValueError("stall_report must be greater than 0")
+    return seconds

@@ -62,6 +62,7 @@ cdef extern from "netpoll.h" nogil:
 
     np_engine *np_engine_new(np_mode mode, int *err)
     void np_engine_free(np_engine *e)
+    void np_set_spin(np_engine *e, int64_t ns)
     int np_thread_start(np_engine *e)
     void np_thread_stop(np_engine *e)
     void np_fork_child(np_engine *e)

@@ -3,6 +3,7 @@ from types import TracebackType
 from typing import ParamSpec, TypeVar
 
 from netpoll_loop._core.sock import SockLoop
+from netpoll_loop.stalls import StallMonitor
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -10,6 +11,9 @@ _R = TypeVar("_R")
 MAX_WORKERS: int
 
 class HandoffLoop(SockLoop):
+    _stall_report: float | None
+    _stall_monitor: StallMonitor | None
+    def _progress(self) -> tuple[int, int] | None: ...
     @property
     def _m0_serves(self) -> bool: ...
     def _on_m0(self, function: Callable[[], _R]) -> _R: ...

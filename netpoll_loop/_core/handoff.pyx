@@ -105,7 +105,6 @@ cdef enum BodyState:
     CLOSED
 
 cdef object get_running_loop = _events._get_running_loop
-cdef object set_running_loop = _events._set_running_loop
 cdef object swap_current_task = getattr(_tasks, "_swap_current_task", None)
 cdef object current_task = _tasks.current_task
 cdef object enter_task = _tasks._enter_task
@@ -182,11 +181,11 @@ def _all_tasks(loop=None):
     if running is not loop or not isinstance(loop, HandoffLoop):
         return listed_tasks(loop)
     # 3.14 looks at the other threads only if the loop doesn't run in this one.
-    set_running_loop(None)
+    _events._set_running_loop(None)
     try:
         return listed_tasks(loop)
     finally:
-        set_running_loop(running)
+        _events._set_running_loop(running)
 
 
 cdef class HandoffLoop(SockLoop):
@@ -226,6 +225,9 @@ cdef class HandoffLoop(SockLoop):
     cdef int long_bodies
     # Another thread than M0 has had P.
     cdef bint spread
+    # See stalls.py: seconds, or None; made when it is first needed.
+    cdef public object _stall_report
+    cdef public object _stall_monitor
 
     def __cinit__(self, *args, **kwargs):
         self.offers = Offers()
@@ -328,8 +330,8 @@ cdef class HandoffLoop(SockLoop):
                     continue
                 break
         finally:
-            if get_running_loop() is self:
-                set_running_loop(None)
+            if _events._get_running_loop() is self:
+                _events._set_running_loop(None)
             sys.set_asyncgen_hooks(*hooks)
             sys.set_coroutine_origin_tracking_depth(depth)
         return 0
@@ -338,7 +340,7 @@ cdef class HandoffLoop(SockLoop):
 
     cdef int settle_in(self) except -1:
         """This thread has P: it is the one on which the loop runs."""
-        set_running_loop(self)
+        _events._set_running_loop(self)
         self._thread_id = PyThread_get_thread_ident()
         return 0
 
@@ -353,7 +355,7 @@ cdef class HandoffLoop(SockLoop):
 
     cdef int give(self, Seat seat) except -1:
         """To the thread in the seat."""
-        set_running_loop(None)
+        _events._set_running_loop(None)
         self.grant(seat)
         return 0
 
@@ -371,7 +373,7 @@ cdef class HandoffLoop(SockLoop):
 
     cdef int give_home(self) except -1:
         """The run is over, as soon as M0 is there."""
-        set_running_loop(None)
+        _events._set_running_loop(None)
         if self.home_seat is not None:
             return self.grant(self.home_seat)
         self.state = HOME
@@ -458,7 +460,7 @@ cdef class HandoffLoop(SockLoop):
             body.task = current_task(self)
             if body.task is not None:
                 leave_task(self, body.task)
-        set_running_loop(None)
+        _events._set_running_loop(None)
         self._thread_id = -1
         body.current_handle = self._current_handle
         self._current_handle = None
@@ -564,11 +566,11 @@ cdef class HandoffLoop(SockLoop):
                 if body is not None and body.task is not None and getattr(callback, "__self__", None) is body.task:
                     # A bare yield: the task asks for its next step.
                     self.abandon(body, True)
-                elif body is None or is_sigint():
+                elif (me == self.m0 and body is None) or is_sigint():
                     # As call_soon_threadsafe: a signal handler on M0.
                     if method is not None:
                         return True
-                else:
+                elif body is not None:
                     raise RuntimeError(
                         "inside blocking() the loop can't be used, but for call_soon_threadsafe() and "
                         "run_coroutine_threadsafe()"
@@ -634,7 +636,7 @@ cdef class HandoffLoop(SockLoop):
         cdef object exc, raised = None
         if not self.ensure_spare():
             raise RuntimeError("can't start a worker thread")
-        set_running_loop(None)
+        _events._set_running_loop(None)
         self._thread_id = -1
         self.m0_seat = Seat()
         self.inside += 1
@@ -646,7 +648,12 @@ cdef class HandoffLoop(SockLoop):
                 with nogil:
                     rc = np_seat_wait(self.m0_seat.seat, deadline)
                 if rc != 0 and rc != -EINTR and raised is not None:
-                    self.interrupt(raised)
+                    # The callback that runs is the one to be interrupted; it may also catch it and go on.
+                    if self.carried is raised and self.state == HELD:
+                        self.carried = None
+                        self.recount()
+                        self.interrupt(raised)
+                    raised = None
                     deadline = -1
                 try:
                     PyErr_CheckSignals()
@@ -695,6 +702,12 @@ cdef class HandoffLoop(SockLoop):
             raise exc
         return value
 
+    def _progress(self):
+        """(thread, number): who runs callbacks, and what each of them moves; None while the loop waits or doesn't run."""
+        if self.state != HELD or self.waiting:
+            return None
+        return self.owner, self.turns + self.head + self.changes
+
     @property
     def _m0_serves(self):
         """Whether another thread may ask M0 for something."""
@@ -732,7 +745,14 @@ cdef class HandoffLoop(SockLoop):
         # Spares that only watch would be threads in the parent of a fork.
         if self.idle and self.state != GONE:
             self.dismiss_idle()
+        if self._stall_monitor is not None:
+            self._stall_monitor.stop()
         Scheduler._before_fork(self)
+
+    def _after_fork_parent(self):
+        Scheduler._after_fork_parent(self)
+        if self.state != NONE and self.state != GONE:
+            self._watch_for_stalls()
 
     cdef int dismiss_idle(self) except -1:
         cdef Offers former = self.offers
@@ -755,6 +775,8 @@ cdef class HandoffLoop(SockLoop):
         cdef unsigned long me = PyThread_get_thread_ident()
         cdef Body body = self.bodies.get(me)
         Scheduler._after_fork_child(self)
+        if self._stall_monitor is not None:
+            self._stall_monitor.forget()
         # No other thread is left. A body that forked gets P back at once.
         self.offers = Offers()
         self.seats.clear()

@@ -75,6 +75,8 @@ cdef class Scheduler(Home):
     # Bodies of blocking() that are open: who calls is looked at.
     cdef int inside
     cdef uint64_t turns
+    # In the kernel, without the GIL, for an event.
+    cdef bint waiting
 
     # How many polls in a row found nothing while callbacks were ready, at most QUIET_TURNS: from
     # then on, and while `still` isn't empty, the loop polls only every POLL_INTERVAL. Whoever

@@ -18,7 +18,7 @@ from netpoll_loop._core.engine cimport (
     NP_AUTO, NP_DEDICATED, NP_INLINE, NP_POLLER_NETPOLLER, NP_POLLER_WORKER, NP_R,
     np_backend_fd, np_close, np_contended, np_current, np_done,
     np_engine_free, np_engine_new, np_fork_child, np_get_stats, np_open, np_park,
-    np_park_cancel, np_park_prepare, np_poll, np_rearm, np_set_running, np_settle, np_stats, np_switch_always,
+    np_park_cancel, np_park_prepare, np_poll, np_rearm, np_set_running, np_set_spin, np_settle, np_stats, np_switch_always,
     np_thread_start, np_thread_stop, np_ticks, np_wake,
 )
 from netpoll_loop._core.handles cimport (
@@ -117,13 +117,14 @@ cdef class Scheduler(Home):
             raise MemoryError
         self.ring_mask = 255
 
-    def _open_engine(self, str mode):
+    def _open_engine(self, str mode, int64_t spin_ns=0):
         """Opens the engine; once, before the base class is initialised."""
         cdef int error = 0
         self._mode = mode
         self.engine = np_engine_new(MODES[mode], &error)
         if self.engine is NULL:
             raise OSError(-error, os.strerror(-error))
+        np_set_spin(self.engine, spin_ns)
         self.thread_wanted = mode != "inline"
         if switches_always():
             np_switch_always(self.engine)
@@ -439,9 +440,11 @@ cdef class Scheduler(Home):
         if self.head != self.tail or self._stopping or self.wanted:
             np_park_cancel(self.engine)
             return 0
+        self.waiting = True
         with nogil:
             count = np_park(self.engine, self.events, EVENTS_MAX, deadline)
             awake = nanoseconds()
+        self.waiting = False
         if self.contended != (nanoseconds() - awake >= GIL_SLOW):
             self.contended = not self.contended
             np_contended(self.engine, self.contended)

@@ -96,6 +96,35 @@ static void free_desc(struct np_engine *e, struct np_desc *d) {
     }
 }
 
+void np_set_spin(np_engine *e, int64_t ns) {
+    if (e) {
+        e->spin_ns = e->cpus > 1 ? ns : 0;
+    }
+}
+
+int np_wait(struct np_engine *e, struct np_counters *by, int64_t timeout_ns, struct np_os_event *out, int max,
+            int *kicked) {
+    if (e->spin_ns > 0 && timeout_ns != 0) {
+        int64_t from = np_now();
+        int64_t spin = 0 < timeout_ns && timeout_ns < e->spin_ns ? timeout_ns : e->spin_ns;
+        do {
+            int got = np_os_wait(&e->os, 0, out, max, kicked);
+            np_count(&by->polls, 1);
+            if (got != 0 || *kicked) {
+                return got;
+            }
+        } while (np_now() - from < spin);
+        if (timeout_ns > 0) {
+            timeout_ns -= np_now() - from;
+            if (timeout_ns <= 0) {
+                return 0;
+            }
+        }
+    }
+    np_count(&by->polls, 1);
+    return np_os_wait(&e->os, timeout_ns, out, max, kicked);
+}
+
 void np_engine_free(np_engine *e) {
     if (!e) {
         return;

@@ -89,6 +89,11 @@ np_engine *np_engine_new(np_mode mode, int *err);
  * never freed.  Accepts NULL. */
 void np_engine_free(np_engine *e);
 
+/* Before the first wait and before np_thread_start: whoever waits, polls for
+ * so many nanoseconds first, which takes a CPU and saves the way into sleep and
+ * back.  Without effect where the process may use one CPU only. */
+void np_set_spin(np_engine *e, int64_t ns);
+
 /* Starts the netpoller thread (all signals blocked in it); 0 if it runs
  * already or the mode is NP_INLINE.  -errno when it can't be created. */
 int np_thread_start(np_engine *e);

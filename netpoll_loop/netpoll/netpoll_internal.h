@@ -243,6 +243,7 @@ struct np_engine {
     /* Constant. */
     np_mode mode;
     int cpus; /* that this process may use */
+    int64_t spin_ns; /* np_set_spin */
     int shared; /* mode != NP_INLINE: a second thread may exist; 0 in a forked child */
 
     /* np_fork_child, in a process with one thread; afterwards constant. */
@@ -405,6 +406,10 @@ void np_rebuild(struct np_engine *e);
  * Holder of the token. */
 void np_stale(struct np_engine *e, uint64_t data);
 void np_after_wait(struct np_engine *e);
+/* netpoll.c.  np_os_wait with the token, for one of the threads; polls for
+ * spin_ns before it blocks. */
+int np_wait(struct np_engine *e, struct np_counters *by, int64_t timeout_ns, struct np_os_event *out, int max,
+            int *kicked);
 /* A LISTEN or LEVEL descriptor was reported: mutes it if `mute`, or takes note
  * that the OS facility did (ONCE).  The bits that are of interest; 0 if none
  * is, or the tag is old.  Under ctl. */

@@ -199,9 +199,8 @@ enum { NOTHING_FOR_US = -1, OVER = -2, FAILED = -100 };
 static int wait_here(struct np_engine *e, np_event *out, int max, int64_t timeout_ns) {
     struct np_os_event events[NP_OS_EVENTS];
     int kicked;
-    int got = np_os_wait(&e->os, timeout_ns, events, max, &kicked);
+    int got = np_wait(e, &e->by_worker, timeout_ns, events, max, &kicked);
     int n = 0;
-    np_count(&e->by_worker.polls, 1);
     if (got > 0) {
         np_count(&e->by_worker.events, got);
         for (int i = 0; i < got; i++) {
@@ -265,6 +264,15 @@ static int park_on_futex(struct np_engine *e, int64_t deadline_ns) {
     np_set_sc(&e->wstate, NP_ON_FUTEX);
     int rc = 0;
     if (!has_news(e) && (np_offloads(e) || np_get_sc(&e->token) != NP_FREE)) {
+        if (e->spin_ns > 0) {
+            int64_t until = np_now() + e->spin_ns;
+            if (0 <= deadline_ns && deadline_ns < until) {
+                until = deadline_ns;
+            }
+            while (np_get_sc(&e->wstate) == NP_ON_FUTEX && np_now() < until) {
+                np_relax();
+            }
+        }
         rc = np_futex_wait(&e->wstate, NP_ON_FUTEX, deadline_ns);
     }
     np_set_sc(&e->wstate, NP_PREPARED);

@@ -162,9 +162,8 @@ static void dispatch(struct np_engine *e, const struct np_os_event *ev) {
 static void poll_once(struct np_engine *e, int64_t timeout_ns) {
     struct np_os_event events[NP_OS_EVENTS];
     int kicked;
-    int got = np_os_wait(&e->os, timeout_ns, events, NP_OS_EVENTS, &kicked);
+    int got = np_wait(e, &e->by_netpoller, timeout_ns, events, NP_OS_EVENTS, &kicked);
     np_chaos();
-    np_count(&e->by_netpoller.polls, 1);
     if (got > 0) {
         np_count(&e->by_netpoller.events, got);
         for (int i = 0; i < got; i++) {

@@ -1,0 +1,352 @@
+"""run_on="worker": a worker thread resumes the coroutines, M0 serves signals; the rest is asyncio as it is."""
+
+import asyncio
+import contextvars
+import os
+import signal
+import socket
+import threading
+import time
+
+import pytest
+from aiohttp import ClientSession, web
+
+import netpoll_loop
+
+pytestmark = pytest.mark.netpoll_only("netpoll_loop's own option")
+
+#: Seconds: a callback that is sure to be noticed; how long anything may take.
+LONG = 0.03
+LIMIT = 10
+
+
+@pytest.fixture
+def make(mode):
+    loops = []
+
+    def make():
+        loops.append(netpoll_loop.new_event_loop(netpoller=mode, run_on="worker"))
+        return loops[-1]
+
+    yield make
+    for loop in loops:
+        loop.close()
+
+
+@pytest.fixture
+def worker(make):
+    return make()
+
+
+def interrupt_after(seconds, signum=signal.SIGINT):
+    """From a thread of its own: the loop's thread may be busy."""
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signum))
+    timer.start()
+    return timer
+
+
+def spin():
+    """Pure Python that ends only by an exception."""
+    limit = time.monotonic() + LIMIT
+    while time.monotonic() < limit:
+        pass
+    raise AssertionError("nobody has interrupted this")
+
+
+def test_coroutines_and_callbacks_run_on_one_worker_thread(worker):
+    seen = []
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        assert loop is worker
+        assert asyncio.current_task() in asyncio.all_tasks()
+        loop.call_soon(lambda: seen.append(threading.get_ident()))
+        loop.call_later(0.001, lambda: seen.append(threading.get_ident()))
+        loop.call_soon_threadsafe(lambda: seen.append(threading.get_ident()))
+        await asyncio.sleep(0.01)
+        seen.append(threading.get_ident())
+        assert threading.current_thread().name.startswith("netpoll_loop worker ")
+        return 5
+
+    assert worker.run_until_complete(main()) == 5
+    assert worker.run_until_complete(main()) == 5
+    assert len(set(seen)) == 1
+    assert threading.get_ident() not in seen
+    assert not worker.is_running()
+    assert asyncio._get_running_loop() is None
+
+
+def test_exceptions_results_and_contexts(worker):
+    variable = contextvars.ContextVar("variable", default=0)
+    variable.set(3)
+
+    async def main(fails):
+        assert variable.get() == 3
+        if fails:
+            raise LookupError("mine")
+        return variable.get()
+
+    assert worker.run_until_complete(main(False)) == 3
+    with pytest.raises(LookupError, match="mine"):
+        worker.run_until_complete(main(True))
+
+
+def test_stop_ends_the_run_and_the_next_one_goes_on(worker):
+    worker.call_soon(worker.stop)
+    worker.run_forever()
+    seen = []
+    worker.call_soon(seen.append, 1)
+    worker.call_later(0.001, worker.stop)
+    worker.run_forever()
+    assert seen == [1]
+
+
+def test_a_second_run_is_refused_inside(worker, make):
+    other = make()
+
+    async def main():
+        for loop in worker, other:
+            coroutine = asyncio.sleep(0)
+            with pytest.raises(RuntimeError, match="running"):
+                loop.run_until_complete(coroutine)
+            coroutine.close()
+
+    worker.run_until_complete(main())
+
+
+def test_thread_safe_calls_wake_it(worker):
+    async def main():
+        woken = asyncio.Event()
+        thread = threading.Timer(LONG, worker.call_soon_threadsafe, (woken.set,))
+        thread.start()
+        await asyncio.wait_for(woken.wait(), LIMIT)
+        thread.join()
+
+    worker.run_until_complete(main())
+
+
+def test_connections(worker):
+    async def main():
+        async def serve(reader, writer):
+            while data := await reader.read(1000):
+                writer.write(data)
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        for n in range(200):
+            writer.write(b"%6d" % n)
+            assert await reader.readexactly(6) == b"%6d" % n
+        writer.close()
+        await writer.wait_closed()
+        server.close()
+        await server.wait_closed()
+
+    worker.run_until_complete(asyncio.wait_for(main(), LIMIT))
+
+
+@pytest.mark.parametrize("exception", [KeyboardInterrupt, SystemExit])
+def test_an_exit_raised_in_a_callback_comes_out_of_run_forever(worker, exception):
+    def fail():
+        raise exception("mine")
+
+    after = []
+    worker.call_soon(fail)
+    worker.call_soon(after.append, 1)
+    with pytest.raises(exception, match="mine"):
+        worker.run_forever()
+    worker.call_soon(worker.stop)
+    worker.run_forever()
+    assert after == [1]
+
+
+# --- signals ------------------------------------------------------------------------------------------------------
+
+
+def test_signal_handlers_are_carried_to_the_main_thread_and_run_in_the_loop(worker):
+    async def main():
+        seen = asyncio.Queue()
+        worker.add_signal_handler(signal.SIGUSR1, lambda: seen.put_nowait(threading.get_ident()))
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert await asyncio.wait_for(seen.get(), LIMIT) == threading.get_ident()
+        assert worker.remove_signal_handler(signal.SIGUSR1) is True
+        assert worker.remove_signal_handler(signal.SIGUSR1) is False
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+
+    worker.run_until_complete(main())
+
+
+@pytest.mark.parametrize(
+    ("number", "callback", "error"),
+    [
+        (signal.SIGKILL, print, RuntimeError),
+        (signal.NSIG + 1, print, ValueError),
+        ("1", print, TypeError),
+        (signal.SIGUSR1, asyncio.sleep, TypeError),
+    ],
+)
+def test_what_is_wrong_with_a_signal_handler_is_raised_where_it_was_asked_for(worker, number, callback, error):
+    async def main():
+        with pytest.raises(error):
+            worker.add_signal_handler(number, callback)
+
+    worker.run_until_complete(main())
+
+
+def test_python_signal_handlers_run_meanwhile(worker):
+    seen = []
+
+    async def main():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        limit = time.monotonic() + LIMIT
+        while not seen and time.monotonic() < limit:
+            await asyncio.sleep(0.001)
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: seen.append(threading.get_ident()))
+    try:
+        worker.run_until_complete(main())
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert seen == [threading.get_ident()]
+
+
+def test_ctrl_c_ends_a_run_that_waits(worker):
+    timer = interrupt_after(LONG)
+    with pytest.raises(KeyboardInterrupt):
+        worker.run_until_complete(asyncio.sleep(LIMIT))
+    timer.join()
+
+
+def test_ctrl_c_interrupts_a_coroutine_that_spins(worker):
+    ends = []
+
+    async def main():
+        timer.start()
+        try:
+            spin()
+        finally:
+            ends.append(1)
+
+    timer = threading.Timer(LONG, os.kill, (os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        worker.run_until_complete(main())
+    timer.join()
+    assert ends == [1]
+    # The loop is whole.
+    assert worker.run_until_complete(asyncio.sleep(0, 7)) == 7
+
+
+def test_a_coroutine_that_spins_may_catch_ctrl_c_and_go_on(worker):
+    async def main():
+        timer.start()
+        try:
+            spin()
+        except KeyboardInterrupt:
+            await asyncio.sleep(LONG)
+            return "caught"
+
+    timer = threading.Timer(LONG, os.kill, (os.getpid(), signal.SIGINT))
+    assert worker.run_until_complete(main()) == "caught"
+    timer.join()
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_runners_sigint_cancels_the_main_task(mode, busy):
+    ends = []
+
+    async def main():
+        timer.start()
+        try:
+            if busy:
+                limit = time.monotonic() + 3 * LONG
+                while time.monotonic() < limit:
+                    pass
+            await asyncio.sleep(LIMIT)
+        except asyncio.CancelledError:
+            ends.append(threading.current_thread() is threading.main_thread())
+            raise
+
+    timer = threading.Timer(LONG, os.kill, (os.getpid(), signal.SIGINT))
+    with (
+        pytest.raises(KeyboardInterrupt),
+        asyncio.Runner(loop_factory=lambda: netpoll_loop.new_event_loop(netpoller=mode, run_on="worker")) as runner,
+    ):
+        runner.run(main())
+    timer.join()
+    assert ends == [False]
+
+
+def test_a_child_process(worker):
+    async def main():
+        child = await asyncio.create_subprocess_exec("/bin/cat", stdin=-1, stdout=-1)
+        output, _ = await child.communicate(b"through cat")
+        return output, child.returncode
+
+    assert worker.run_until_complete(asyncio.wait_for(main(), LIMIT)) == (b"through cat", 0)
+
+
+def test_run_app_serves_and_ends_by_sigterm(mode):
+    seen, tasks = [], []
+
+    async def hello(request):
+        return web.Response(text=threading.current_thread().name)
+
+    async def client(app):
+        async def ask():
+            async with ClientSession() as session:
+                seen.append(await (await session.get(f"http://127.0.0.1:{port}")).text())
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        tasks.append(asyncio.create_task(ask()))
+
+    app = web.Application()
+    app.router.add_get("/", hello)
+    app.on_startup.append(client)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        loop = netpoll_loop.new_event_loop(netpoller=mode, run_on="worker")
+        web.run_app(app, sock=listener, loop=loop, print=None)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert seen and seen[0].startswith("netpoll_loop worker ")
+    assert loop.is_closed()
+
+
+# --- with blocking() ----------------------------------------------------------------------------------------------
+
+
+def test_blocking_gives_p_to_another_worker_and_not_to_the_main_thread(worker):
+    threads = set()
+
+    async def tick():
+        while True:
+            threads.add(threading.get_ident())
+            await asyncio.sleep(0.001)
+
+    async def main():
+        ticker = asyncio.create_task(tick())
+        me = threading.get_ident()
+        with netpoll_loop.blocking():
+            time.sleep(LONG)
+        assert threading.get_ident() == me
+        assert len(threads) > 0
+        ticker.cancel()
+        return me
+
+    threads.add(worker.run_until_complete(main()))
+    assert threading.get_ident() not in threads
+    assert len(threads) > 1
+
+
+def test_the_environment_chooses(monkeypatch, mode):
+    monkeypatch.setenv("NETPOLL_LOOP_RUN_ON", "worker")
+    loop = netpoll_loop.new_event_loop(netpoller=mode)
+
+    async def main():
+        return threading.current_thread() is threading.main_thread()
+
+    try:
+        assert loop.run_until_complete(main()) is False
+    finally:
+        loop.close()
