@@ -245,7 +245,7 @@ class Group:
 
     def _on_sigint(self, signum: int, frame: typing.Any) -> None:
         self._interrupts += 1
-        if self._interrupts > 2:
+        if self._interrupts > 2 or not self._running:
             raise KeyboardInterrupt
         self.m0.call_soon_threadsafe(self._interrupted, self._interrupts)
 
@@ -312,19 +312,22 @@ class Group:
                 worker.call(worker.release)
 
     def left(self, worker: Worker) -> None:
-        """The worker's loop is closed."""
-        if not worker.loop.is_closed():
-            # The runner's end was interrupted before that.
-            worker.loop.close()
-        with self.lock:
-            worker.alive = False
-            works = list(worker.works)
-        for share in list(worker.shares.values()):
-            self.listeners.abandon(share)
-        worker.shares.clear()
-        for work in works:
-            work._abandon()
-        self._on_m0(functools.partial(self._worker_left, worker))
+        """The worker has ended: what is left at its loop is put right."""
+        try:
+            if not worker.loop.is_closed():
+                # The runner's end was interrupted before that.
+                worker.loop.close()
+            with self.lock:
+                worker.alive = False
+                works = list(worker.works)
+            for share in list(worker.shares.values()):
+                self.listeners.abandon(share)
+            worker.shares.clear()
+            for work in works:
+                work._abandon()
+        finally:
+            # Whatever has interrupted this, M0 is told.
+            self._on_m0(functools.partial(self._worker_left, worker))
 
     def _worker_left(self, worker: Worker) -> None:
         for sig in list(self._signals):

@@ -4,6 +4,7 @@ import asyncio
 import collections
 import contextlib
 import contextvars
+import errno
 import functools
 import gc
 import itertools
@@ -733,6 +734,27 @@ def test_more_connections_than_the_backlog_wait_for_a_slow_loop(group):
         server.close()
 
     group(main, 1)
+
+
+def test_accepting_goes_on_when_there_are_descriptors_again(group, monkeypatch):
+    contexts, refused = [], [errno.EMFILE]
+    accept = socket.socket.accept
+
+    def accept_or_not(sock):
+        if refused:
+            raise OSError(refused.pop(), "none left")
+        return accept(sock)
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: contexts.append(context))
+        server, port = await serve()
+        with clients() as dial:
+            assert await in_thread(lambda: served_by(dial(("127.0.0.1", port)))) == me()
+        server.close()
+
+    monkeypatch.setattr(socket.socket, "accept", accept_or_not)
+    group(main, 1)
+    assert [context["message"] for context in contexts] == ["socket.accept() out of system resource"]
 
 
 def test_a_protocol_factory_that_fails_costs_its_connection_only(group):
