@@ -133,8 +133,7 @@ class Share:
 
     async def _deliver_tls(self, serving: Serving, sock: socket.socket, address: typing.Any) -> None:
         # As asyncio's _accept_connection2.
-        protocol = None
-        attached = counted = None
+        protocol = attached = transport = None
         try:
             protocol = serving.protocol_factory()
             waiter = self.loop.create_future()
@@ -149,8 +148,6 @@ class Share:
                 server=attached,
                 **serving.ssl_options,
             )
-            # From here on the server says when it is gone.
-            counted = attached
             try:
                 await waiter
             except BaseException:
@@ -164,10 +161,11 @@ class Share:
             if isinstance(exc, asyncio.CancelledError):
                 raise
         finally:
-            if counted is None:
+            if transport is None:
+                sock.close()
+            if transport is None or attached is None:
+                # Else the server says when it is gone.
                 self.dropped()
-                if attached is None and protocol is None:
-                    sock.close()
 
 
 def _failure(exc: BaseException, protocol: asyncio.BaseProtocol | None) -> dict[str, typing.Any]:

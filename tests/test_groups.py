@@ -883,14 +883,26 @@ def test_tls_connections_are_spread(group, contexts):
     assert is_even(names, 3)
 
 
-def test_a_handshake_that_fails_counts_no_longer(group, contexts):
+@pytest.mark.parametrize("what", ["handshake", "factory"])
+def test_a_tls_connection_that_fails_counts_no_longer(group, contexts, what):
     server_context, _ = contexts
 
+    def fails():
+        raise ZeroDivisionError
+
     async def main():
-        server, port = await serve(ssl=server_context)
+        server, port = await serve(Names if what == "handshake" else fails, ssl=server_context)
         with clients() as dial:
             for _ in range(3):
-                dial(("127.0.0.1", port)).sendall(b"GET / HTTP/1.1\r\n\r\n")
+                sock = dial(("127.0.0.1", port))
+                sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
+
+                def to_the_end(sock=sock):
+                    with contextlib.suppress(ConnectionResetError):
+                        while sock.recv(100):
+                            pass
+
+                await in_thread(to_the_end)
         loop = asyncio.get_running_loop()
 
         def load():
