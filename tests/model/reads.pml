@@ -23,7 +23,7 @@ bool reading, halt, open, in_end, in_stopped, in_hup, more;
 byte tag, taken, received;
 
 /* struct np_engine */
-bool ready, submitted, thread_on, hot;
+bool ready, ready_hup, submitted, thread_on, hot; /* ready_hup: NP_HUP among the bits */
 byte hot_tag;
 
 /* The kernel and the peer, for the present life. */
@@ -127,7 +127,8 @@ inline close_fd() { /* np_close, then close(2) */
 #else
     halt = false;
 #endif
-    ready = false; submitted = false;
+    atomic { ready = false; ready_hup = false };
+    submitted = false;
     fd_open = false;
     life++
 }
@@ -144,7 +145,7 @@ active proctype worker() {
         :: ended -> assert(taken == BYTES && shut); break
         :: !ended && life == 1 && taken > 0 -> break /* closed in the middle */
         :: !ended && (more || taken < received || in_end) -> np_recv()
-        :: atomic { ready -> ready = false; more = true }
+        :: atomic { ready -> assert(!ready_hup || shut); ready = false; ready_hup = false; more = true }
         :: atomic { edge && !thread_on -> edge = false; more = edge_life == tag } /* np_poll */
         od;
         close_fd()
@@ -154,16 +155,19 @@ active proctype worker() {
 
 /* ---- The netpoller ---------------------------------------------------------------------------------------------- */
 
+#ifdef BUG_TAG_UNCHECKED
+#define CURRENT (open)
+#else
+#define CURRENT (open && tag == its_tag)
+#endif
+
 inline receive(its_tag) { /* np_net_receive; `hup`: of the event */
     atomic {
         want = 0;
-        in_hup = in_hup || (hup && tag == its_tag);
+        hup = hup && CURRENT;
+        in_hup = in_hup || hup;
         if
-#ifdef BUG_TAG_UNCHECKED
-        :: open && !in_end && !halt && !reading ->
-#else
-        :: tag == its_tag && open && !in_end && !halt && !reading ->
-#endif
+        :: CURRENT && !in_end && !halt && !reading ->
             its_life = life;
             if
             :: received - taken >= BOUND -> in_stopped = true
@@ -171,7 +175,10 @@ inline receive(its_tag) { /* np_net_receive; `hup`: of the event */
             fi
         :: else
         fi;
-        hup = hup && want > 0
+        if
+        :: want == 0 && hup -> hup = false; ready = true; ready_hup = true
+        :: else
+        fi
     };
     if
     :: want > 0 ->
@@ -182,7 +189,7 @@ inline receive(its_tag) { /* np_net_receive; `hup`: of the event */
             in_end = in_end || eof;
             reading = false;
             if
-            :: (n > 0 || eof) && open -> ready = true
+            :: (n > 0 || eof || hup) && open -> ready = true; ready_hup = ready_hup || hup
             :: else
             fi;
             if
