@@ -19,7 +19,7 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup build loadgen test conformance demo bench sanitize check format wheel clean distclean
+.PHONY: help setup build loadgen test model conformance demo bench sanitize check format wheel clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ build: setup ## build the extension modules in place (again: only what changed)
 test: build ## the engine's own tests, then the tests of the package
 	CC=$(CC) sh tests/engine/run.sh plain
 	$(PY) -m pytest $(TESTS)
+
+model: ## the protocols of the threads, verified by spin: as they are, and with each seeded bug
+	CC=$(CC) sh tests/model/run.sh
 
 conformance: build ## uvloop's, CPython's and aiohttp's own suites on this loop: SUITE=uvloop NETPOLLER=dedicated
 	@$(PY) -m conformance $(SUITE) --netpoller $(NETPOLLER)

@@ -82,6 +82,29 @@ def test_more_bodies_than_workers_all_end(run, new_loop, caplog):
     assert sum("worker threads are inside blocking()" in record.message for record in caplog.records) == 1
 
 
+def test_a_body_that_no_spare_watches_gives_p_to_who_waits_for_it(new_loop):
+    loop = new_loop(max_workers=1)
+    came_back = threading.Event()
+    seen = []
+
+    async def first():
+        with blocking():
+            time.sleep(LONG)
+        came_back.set()
+
+    async def second():
+        # On the only spare. The first body ends meanwhile, and its thread waits.
+        time.sleep(3 * LONG)
+        with blocking():
+            seen.append(came_back.wait(LIMIT / 2))
+
+    async def main():
+        await asyncio.gather(first(), second())
+
+    loop.run_until_complete(main())
+    assert seen == [True]
+
+
 def test_no_two_callbacks_run_at_once(run):
     inside = []
 

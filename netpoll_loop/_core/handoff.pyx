@@ -472,7 +472,11 @@ cdef class HandoffLoop(SockLoop):
         self.changes += 1
         self.owner = 0
         self.state = OFFERED
-        if self.long_bodies >= LONG_BODIES:
+        if not self.idle and (self.home_seat is not None or self.seats):
+            # No spare watches: an offer would stand, although somebody is there who waits for P.
+            body.number = 0
+            self.grant(self.home_seat if self.home_seat is not None else self.seats.popleft())
+        elif self.long_bodies >= LONG_BODIES:
             body.since = after(0)
             body.number = self.number = np_offer(self.offers.offers, 1)
         else:
@@ -719,10 +723,11 @@ cdef class HandoffLoop(SockLoop):
 
     def _close_core(self):
         cdef Seat seat
-        waiting = list(self.seats)
-        self.seats.clear()
         Scheduler._close_core(self)
         self.state = GONE
+        # Only now: whoever came while callbacks were dropped has taken a seat, too.
+        waiting = list(self.seats)
+        self.seats.clear()
         for item in waiting:
             seat = item
             seat.closed = True
