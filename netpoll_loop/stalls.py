@@ -8,6 +8,7 @@ limit, whether the loop gets on: in debug mode with the limit `loop.slow_callbac
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import threading
 import time
@@ -102,7 +103,9 @@ class StallMonitor:
             what = "a callback"
         thread = next((thread.name for thread in threading.enumerate() if thread.ident == ident), str(ident))
         stack = "".join(traceback.format_stack(frame))
-        logger.warning(
+        # Not warning(): who replaces that, to see which callbacks asyncio found slow, counts those.
+        logger.log(
+            logging.WARNING,
             "%r is stalled: %s has been running for more than %.3f seconds, in thread %s:\n%s",
             loop, what, elapsed, thread, stack.rstrip(),
         )  # fmt: skip
