@@ -366,6 +366,7 @@ static void run_dedicated(struct np_engine *e) {
     while (!np_cas_sc(&e->token, NP_FREE, NP_NETPOLLER)) {
         if (stopped(e)) {
             np_set_sc(&e->thread_on, 0u);
+            np_notify_worker(e); /* it may have gone to the futex already, for us to poll */
             return;
         }
         /* Rare: started while the worker waits in the OS facility.  It sees
