@@ -31,7 +31,7 @@ from collections.abc import Callable
 
 from netpoll_loop.binding import Key, bound_key, unlink
 
-__all__ = ["Listeners", "Share", "SharedServer", "Tally"]
+__all__ = ["Listeners", "Server", "Share", "Tally"]
 
 #: Seconds after which a connection that its loop hasn't picked up is given to another. Two ticks of the netpoller.
 RETAKE = 0.02
@@ -77,7 +77,7 @@ class Serving(typing.NamedTuple):
 
     protocol_factory: Callable[[], asyncio.BaseProtocol]
     sslcontext: typing.Any
-    server: SharedServer
+    server: Server
     ssl_options: dict[str, typing.Any]
     context: contextvars.Context
 
@@ -178,14 +178,14 @@ def _failure(exc: BaseException, protocol: asyncio.BaseProtocol | None) -> dict[
     return context
 
 
-class SharedServer(base_events.Server):
+class Server(base_events.Server):
     """asyncio's server, on one loop of a group. Its sockets are duplicates of the listening sockets."""
 
     def __init__(self, loop: typing.Any, sockets: list[socket.socket], live: Tally, *args: typing.Any) -> None:
         super().__init__(loop, sockets, *args)
         self._live = live
 
-    def _share_attach(self) -> SharedServer | None:
+    def _share_attach(self) -> Server | None:
         """Itself, or None when it has closed and said so: the connection is served all the same."""
         return None if self._sockets is None and self._waiters is None else self  # type: ignore[attr-defined]
 
@@ -216,6 +216,9 @@ class Listening:
         self.watched = False
         self.retry: asyncio.TimerHandle | None = None
         self.turn = 0
+
+    def has(self, loop: typing.Any) -> bool:
+        return any(share.loop is loop for share in self.shares)
 
     def picked_up(self) -> None:
         """Under the lock: a connection has left an inbox."""
@@ -298,14 +301,24 @@ class Listeners:
     # ---- opening and closing, on the loops -----------------------------------------------------------
 
     def share(
-        self, loop: typing.Any, key: Key, live: Tally, where: typing.Any, make: Callable[[], socket.socket]
+        self,
+        loop: typing.Any,
+        key: Key,
+        live: Tally,
+        where: typing.Any,
+        make: Callable[[], socket.socket],
+        again: bool = False,
     ) -> Share:
         """The loop's part in the socket that has the key; `make` makes it if there is none.
 
-        Raises OSError(EADDRINUSE) when the loop has it open already, and what `make` raises.
+        Raises OSError(EADDRINUSE) when the loop has it open already, unless it may open it again (SO_REUSEPORT: the
+        n-th socket of each loop is the same then), and what `make` raises.
         """
         with self.lock:
-            listening = self._by_key.get(key)
+            first, count = key, 0
+            while (listening := self._by_key.get(key)) is not None and again and listening.has(loop):
+                count += 1
+                key = (*first, "again", count)
             if listening is None:
                 sock = make()
                 sock.setblocking(False)
@@ -314,7 +327,7 @@ class Listeners:
                 self._by_key[key] = listening
                 # Who opens the port that "port 0" has become means the same socket.
                 self._by_key.setdefault(bound_key(sock), listening)
-            if any(share.loop is loop for share in listening.shares):
+            if listening.has(loop):
                 raise OSError(
                     errno.EADDRINUSE,
                     f"error while attempting to bind on address {where!r}: {os.strerror(errno.EADDRINUSE).lower()}",

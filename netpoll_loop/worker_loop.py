@@ -20,7 +20,7 @@ from asyncio.log import logger
 from collections.abc import Callable, Iterable
 
 from netpoll_loop import binding
-from netpoll_loop.listeners import Serving, Share, SharedServer, Tally
+from netpoll_loop.listeners import Server, Serving, Share, Tally
 from netpoll_loop.loop import Loop
 
 if typing.TYPE_CHECKING:
@@ -46,6 +46,9 @@ class WorkerLoop(Loop):
 
     def remove_signal_handler(self, sig: int) -> bool:
         """asyncio.loop.remove_signal_handler, of this loop's handler; others keep theirs."""
+        if self.is_closed():
+            self._check_signal(sig)  # type: ignore[attr-defined]
+            return False
         return self._worker.group.remove_signal(self, sig)
 
     async def create_server(
@@ -162,10 +165,9 @@ class WorkerLoop(Loop):
         else:
             hosts = list(host)
         found: dict[typing.Any, None] = {}
-        for each in hosts:
-            infos = await self.getaddrinfo(each, port, family=family, type=socket.SOCK_STREAM, flags=flags)
-            if not infos:
-                raise OSError(f"getaddrinfo({each!r}) returned empty list")
+        # asyncio's, which leaves the resolver out for literals.
+        resolve = self._create_server_getaddrinfo  # type: ignore[attr-defined]
+        for infos in await asyncio.gather(*(resolve(each, port, family=family, flags=flags) for each in hosts)):
             found.update(dict.fromkeys(infos))
         return list(found)
 
@@ -187,7 +189,8 @@ class WorkerLoop(Loop):
         if address[1] == 0:
             count = self._worker.ephemeral[key] = self._worker.ephemeral.get(key, 0) + 1
             key = (*key, count)
-        return self._worker.group.listeners.share(self, key, live, address, make)
+        again = (socket.SO_REUSEPORT, 1) in options
+        return self._worker.group.listeners.share(self, key, live, address, make, again)
 
     def _share_given(self, sock: socket.socket, live: Tally) -> Share:
         """Of the same socket, whichever object or duplicate each loop was given."""
@@ -205,7 +208,7 @@ class WorkerLoop(Loop):
         options: tuple[typing.Any, ...],
         start_serving: bool,
     ) -> asyncio.Server:
-        server = SharedServer(self, [share.sock for share in shares], live, protocol_factory, *options)
+        server = Server(self, [share.sock for share in shares], live, protocol_factory, *options)
         for share in shares:
             self._worker.shares[share.sock.fileno()] = share
         if start_serving:
@@ -231,6 +234,7 @@ class WorkerLoop(Loop):
         ssl_handshake_timeout: float | None = None,
         ssl_shutdown_timeout: float | None = None,
     ) -> None:
+        self._check_closed()
         share = self._worker.shares[sock.fileno()]
         options = {
             "ssl_handshake_timeout": ssl_handshake_timeout,

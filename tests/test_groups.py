@@ -460,6 +460,21 @@ def test_a_loop_that_opens_an_address_twice_is_refused(group):
     group(main, 1)
 
 
+def test_with_reuse_port_a_loop_may_open_an_address_again(group):
+    meeting, inodes = Meeting(2), []
+
+    async def main():
+        first, port = await serve(reuse_port=True)
+        second, _ = await serve(port=port, reuse_port=True)
+        inodes.extend(os.fstat(server.sockets[0].fileno()).st_ino for server in (first, second))
+        await meeting.wait()
+        for server in (first, second):
+            server.close()
+
+    group(main, 2)
+    assert sorted(collections.Counter(inodes).values()) == [2, 2]
+
+
 def test_an_address_that_somebody_else_has_is_refused(group, listener):
     port = listener().getsockname()[1]
 
