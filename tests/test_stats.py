@@ -37,10 +37,12 @@ def test_every_field_has_its_type(loop):
     assert stats.poller in ("none", "worker", "netpoller")
     assert type(stats.netpoller_thread) is bool
     assert type(stats.offloading) is bool
+    assert type(stats.batching) is bool
     assert {field.name for field in dataclasses.fields(stats)} == {
         *COUNTERS,
         "poller",
         "offloading",
+        "batching",
         "netpoller_thread",
         "mode",
     }

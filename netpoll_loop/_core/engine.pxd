@@ -59,6 +59,7 @@ cdef extern from "netpoll.h" nogil:
         np_poller poller
         int thread_running
         int offloading
+        int batching
 
     np_engine *np_engine_new(np_mode mode, int *err)
     void np_engine_free(np_engine *e)

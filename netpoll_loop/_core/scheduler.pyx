@@ -787,6 +787,7 @@ cdef class Scheduler(Home):
             "bytes_sent": s.bytes_sent,
             "stalls": s.stalls,
             "offloading": bool(s.offloading),
+            "batching": bool(s.batching),
             "wakeups": s.wakeups,
             "poller": poller,
             "netpoller_thread": bool(s.thread_running),

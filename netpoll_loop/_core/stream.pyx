@@ -228,6 +228,14 @@ cdef class StreamTransport(SocketTransport):
     cdef size_t buffered_bytes(self):
         return np_pending(self.desc) if self.desc is not NULL else 0
 
+    def get_write_buffer_size(self):
+        """asyncio.WriteTransport.get_write_buffer_size, in bytes."""
+        if not self.writing and self.buffered_bytes():
+            # Only because others are to send it: who looks is to see what the socket doesn't take.
+            np_flush(self.loop.engine, self.desc)
+            self.loop.reap()
+        return self.buffered_bytes()
+
     # ---- the protocol ----------------------------------------------------------
 
     def set_protocol(self, protocol):
@@ -543,11 +551,10 @@ cdef class StreamTransport(SocketTransport):
             self.loop._check_closed()
             return 0
         # Not what would pause the protocol, nor what nobody else would keep alive.
-        if (
-            np_hand_over(self.loop.engine, self.desc) and not self.let_go
-            and np_pending(self.desc) + size <= self._high_water
-        ):
-            return self.hand_over(data, buf, size)
+        if np_hand_over(self.loop.engine, self.desc) and not self.let_go:
+            if np_pending(self.desc) + size <= self._high_water:
+                return self.hand_over(data, buf, size)
+            np_flush(self.loop.engine, self.desc)
         sent = np_send(self.loop.engine, self.desc, buf, size)
         if <size_t>sent == size:
             return 0
@@ -656,6 +663,7 @@ cdef class StreamTransport(SocketTransport):
                     data = b"".join(parts)
                     self.hand_over(data, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
                     return
+                np_flush(self.loop.engine, self.desc)
             sent = np_sendv(self.loop.engine, self.desc, iov, count)
             if sent < 0:
                 self._fatal_error(os_error(sent), "Fatal write error on socket transport")

@@ -1,10 +1,15 @@
-/* adapt.c: when NP_AUTO hands its writes to the netpoller.
+/* adapt.c: what NP_AUTO does with its writes.
  *
- * A handoff costs both threads something, so it only pays when Python is the
- * bottleneck: when the worker hardly ever waits, and does enough between two
- * writes.  Both are looked at in windows of NP_WINDOW writes, one clock call
- * each; two windows must agree to begin, one that disagrees ends it, and so
- * does a single wait of NP_QUIET.  The constants are in netpoll_internal.h.
+ * While the worker has time, each is sent at once.  When Python is the
+ * bottleneck, when the worker hardly ever waits, the writes of a turn are
+ * sent in a batch: the peers are woken once for many of them, and what was
+ * written to one descriptor in pieces leaves in one.  Who sends it, depends on
+ * how much the worker does between two writes: a handoff costs both threads
+ * something, so little work makes the worker send by itself, at the end of its
+ * turn.  Busyness and work are looked at in windows of NP_WINDOW writes, one
+ * clock call each; NP_AGREE windows must agree to change anything but that the
+ * worker is no longer busy: that ends it at once, and so does a single wait of
+ * NP_QUIET.  The constants are in netpoll_internal.h.
  */
 #include "netpoll_internal.h"
 
@@ -16,7 +21,7 @@ static void new_window(struct np_engine *e, int64_t now) {
 
 static void end(struct np_engine *e, int64_t now) {
     if (e->window.begun) {
-        e->window.begun = np_offload(e, 0);
+        e->window.begun = np_offload(e, NP_AT_ONCE);
     }
     e->window.agreed = 0;
     new_window(e, now);
@@ -25,17 +30,15 @@ static void end(struct np_engine *e, int64_t now) {
 static void decide(struct np_engine *e) {
     int64_t now = np_now(), elapsed = now - e->window.since, busy = elapsed - e->window.waited;
     int64_t each = busy / e->window.writes;
-    if (e->window.contended) {
+    np_sender now_by = e->window.begun;
+    np_sender then_by = e->cpus > 1 && each >= (now_by == NP_BY_NETPOLLER ? NP_WORK_ENOUGH : NP_WORK) ? NP_BY_NETPOLLER
+                                                                                                     : NP_BY_WORKER;
+    if (e->window.contended || busy * 100 < elapsed * (now_by ? NP_BUSY_ENOUGH : NP_BUSY)) {
         end(e, now);
-    } else if (e->window.begun) {
-        if (busy * 100 < elapsed * NP_BUSY_ENOUGH || each < NP_WORK_ENOUGH) {
-            end(e, now);
-        }
-    } else if (e->cpus > 1 && busy * 100 >= elapsed * NP_BUSY && each >= NP_WORK) {
-        if (++e->window.agreed >= NP_AGREE) {
-            e->window.begun = np_offload(e, 1);
-        }
-    } else {
+    } else if (then_by == now_by) {
+        e->window.agreed = 0;
+    } else if (++e->window.agreed >= NP_AGREE) {
+        e->window.begun = np_offload(e, then_by);
         e->window.agreed = 0;
     }
     new_window(e, now);

@@ -204,5 +204,6 @@ void np_get_stats(np_engine *e, np_stats *out) {
                   : token == NP_WORKER        ? NP_POLLER_WORKER
                                               : NP_POLLER_NETPOLLER;
     out->thread_running = !e->dead && np_get(&e->thread_on) != 0;
-    out->offloading = !e->dead && np_get(&e->offload) != 0;
+    out->offloading = !e->dead && np_get(&e->offload) == NP_BY_NETPOLLER;
+    out->batching = !e->dead && np_get(&e->offload) == NP_BY_WORKER;
 }

@@ -76,7 +76,8 @@ typedef struct {
     uint64_t wakeups;            /* system calls made to wake a sleeping thread, worker or netpoller */
     np_poller poller;            /* who polls now */
     int thread_running;          /* the netpoller thread exists */
-    int offloading;              /* NP_AUTO: np_queue hands writes to the netpoller now */
+    int offloading;              /* NP_AUTO: the netpoller sends what np_queue gets now */
+    int batching;                /* NP_AUTO: the worker does, at the end of its turn */
 } np_stats;
 
 /* ---- The engine ---------------------------------------------------------- */
@@ -178,21 +179,22 @@ ssize_t np_sendv(np_engine *e, np_desc *d, const struct iovec *iov, int count);
 
 /* Appends to the write queue.  buf stays the caller's and must not change
  * until np_done returns the cookie.  Whoever sees the descriptor writable
- * sends it, vectored: in NP_DEDICATED, and in NP_AUTO while np_offload is on,
- * the netpoller, otherwise this call tries at once.  0, or -ENOMEM / -errno of
+ * sends it, vectored: in NP_DEDICATED the netpoller, in NP_AUTO whom
+ * np_offload has set, otherwise this call tries at once.  0, or -ENOMEM / -errno of
  * an earlier failed send: then the cookie was not taken.  A failed send comes
  * as NP_W | NP_ERR, whoever made it; progress by the netpoller comes as NP_W,
- * for what was queued while np_offload was on only after np_tell. */
+ * for what was queued to be sent in a batch only after np_tell. */
 int np_queue(np_engine *e, np_desc *d, const void *buf, size_t size, void *cookie);
 
-/* Reports the netpoller's progress with the write queue as NP_W, until the
+/* Reports the progress of others with the write queue as NP_W, until the
  * queue is empty.  1: something is queued; 0: nothing is, so that nothing need
  * come (unless something is queued later). */
 int np_tell(np_engine *e, np_desc *d);
 
-/* The worker is about to write to d.  1: np_queue it, the netpoller sends it;
- * 0: np_send it, which also finds out whether d is writable.  NP_AUTO changes its mind by how busy the worker is
- * (adapt.c); the other modes never hand over by this. */
+/* The worker is about to write to d.  1: np_queue it, it is sent with the other
+ * writes of the turn; 0: np_send it, which also finds out whether d is
+ * writable.  NP_AUTO changes its mind by how busy the worker is (adapt.c); the
+ * other modes never hand over by this. */
 int np_hand_over(np_engine *e, np_desc *d);
 
 /* Another thread computes, and the worker has to wait for the GIL again and
@@ -203,9 +205,16 @@ void np_contended(np_engine *e, int contended);
 /* For tests: changes its mind with each np_poll. */
 void np_switch_always(np_engine *e);
 
-/* NP_AUTO: from here on np_queue hands writes to the netpoller (1), or not (0,
- * the beginning).  Whether it does now: never without the thread. */
-int np_offload(np_engine *e, int on);
+/* Who sends what np_queue gets. */
+typedef enum {
+    NP_AT_ONCE = 0,       /* the call itself */
+    NP_BY_NETPOLLER = 1,  /* the netpoller, in batches */
+    NP_BY_WORKER = 2,     /* np_poll, at the end of a turn; the netpoller if the turn stalls */
+} np_sender;
+
+/* NP_AUTO: from here on; NP_AT_ONCE is the beginning.  Who it is now: never
+ * another without the thread. */
+np_sender np_offload(np_engine *e, np_sender by);
 
 /* Ends it, and sends what the netpoller has not begun; what it has begun is
  * tried before this returns.  After it the sockets have got what np_queue's

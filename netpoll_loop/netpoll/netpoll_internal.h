@@ -51,6 +51,8 @@ enum {
     NP_AGREE = 2,        /* windows in a row that must ask for it */
     NP_BUSY = 90,        /* per cent of the time that the worker doesn't wait, to begin */
     NP_BUSY_ENOUGH = 70, /* ... to go on */
+    NP_SMALL_TURN = 16,  /* writes in a turn, up to which the netpoller sends each at once: later there would be
+                            nothing left to do beside it */
 };
 #define NP_WORK (12 * 1000LL)        /* ns between two writes, to begin */
 #define NP_WORK_ENOUGH (7 * 1000LL)  /* ... to go on: less by the send that others do now */
@@ -281,6 +283,9 @@ struct np_engine {
      * submitted.  It adds 1, then takes; np_settle finds the mailbox empty, then
      * looks: what it did not find there was taken in a pass that it waits for. */
     atomic_uint passes;
+    /* NP_AUTO: what was submitted is to be sent now: worker: due = 1, then looks
+     * at asleep; netpoller: asleep = how, then looks at due. */
+    atomic_uint due;
 
     /* Netpoller to worker: descriptors with events (also worker to itself). */
     _Alignas(64) struct np_mailbox ready;
@@ -301,12 +306,14 @@ struct np_engine {
 
     _Alignas(64) atomic_uint_fast64_t turns; /* worker writes, the tick reads; relaxed: a sample */
     unsigned home;              /* worker only: RUNNING or IDLE, what a park returns to */
-    atomic_uint offload;        /* np_offload.  Worker writes; np_get_stats reads (relaxed) */
+    atomic_uint offload;        /* np_sender: np_offload.  Worker writes; np_get_stats reads (relaxed) */
+    unsigned batched;           /* worker only: submitted in this turn */
+    unsigned last_turn;         /* ... in the last one in which anything was */
     struct {
         int64_t since, waited; /* ns: its beginning; how much of it the worker has waited */
         int writes;
         int agreed; /* windows in a row */
-        int begun;  /* offload is on, and that was decided here */
+        np_sender begun; /* what offload is, if that was decided here */
         int contended; /* np_contended */
     } window;      /* worker only: adapt.c */
     int switching; /* worker only: np_switch_always */
@@ -421,7 +428,14 @@ int np_arm_again(struct np_engine *e, struct np_desc *d);
 
 /* Drains the write queue: the caller has set d->sending and does not hold
  * d->lock.  1 if the turn ended with more to send. */
-int np_drain(struct np_engine *e, struct np_desc *d, int netpoller, size_t turn);
+typedef enum {
+    NP_CALLER, /* the worker, which looks by itself how far it went */
+    NP_TURN,   /* the worker, at the end of its turn */
+    NP_OTHER,  /* the netpoller */
+} np_drainer;
+int np_drain(struct np_engine *e, struct np_desc *d, np_drainer by, size_t turn);
+/* Worker, NP_AUTO: the end of a turn, for what was batched in it. */
+void np_end_batch(struct np_engine *e);
 /* Moves all queued writes to the done list.  Under lock, with the right to send. */
 void np_finish_all(struct np_engine *e, struct np_desc *d);
 /* Netpoller: starts to drain if it may.  1 if it should go on. */
@@ -454,6 +468,8 @@ int np_ready(struct np_engine *e, struct np_desc *d, unsigned bits);
 /* Worker: asks the netpoller to go on with a descriptor (NP_R: receive, NP_W:
  * send).  0 if its thread does not serve: the caller does it. */
 int np_submit(struct np_engine *e, struct np_desc *d, unsigned bits);
+/* Worker, NP_AUTO: the netpoller is to send what was submitted. */
+void np_make_due(struct np_engine *e);
 /* Wakes the netpoller if it sleeps. */
 void np_kick_netpoller(struct np_engine *e);
 

@@ -222,8 +222,9 @@ int np_poll(np_engine *e, np_event *out, int max) {
     }
     count_turn(e);
     if (e->switching) {
-        (void)np_offload(e, !np_get(&e->offload));
+        (void)np_offload(e, (np_get(&e->offload) + 1) % 3);
     }
+    np_end_batch(e);
     int n = take_ready(e, out, max);
     if (n == max || np_offloads(e) || !take_token(e)) {
         return n;
@@ -286,6 +287,7 @@ int np_park(np_engine *e, np_event *out, int max, int64_t deadline_ns) {
     int n;
     int64_t from = e->mode == NP_AUTO ? np_now() : 0;
     count_turn(e);
+    np_end_batch(e);
     for (;;) {
         n = take_ready(e, out, max);
         if (n > 0 || np_get_sc(&e->wake_pending)) {

@@ -206,8 +206,8 @@ static int account(struct np_engine *e, struct np_desc *d, size_t n) {
     return finished;
 }
 
-int np_drain(struct np_engine *e, struct np_desc *d, int netpoller, size_t turn) {
-    struct np_counters *counters = netpoller ? &e->by_netpoller : &e->by_worker;
+int np_drain(struct np_engine *e, struct np_desc *d, np_drainer by, size_t turn) {
+    struct np_counters *counters = by == NP_OTHER ? &e->by_netpoller : &e->by_worker;
     struct iovec iov[NP_SEND_IOV];
     struct msghdr msg;
     memset(&msg, 0, sizeof msg);
@@ -251,15 +251,15 @@ int np_drain(struct np_engine *e, struct np_desc *d, int netpoller, size_t turn)
         d->tell_w = 0;
     }
     int wake = 0;
-    if (netpoller) {
+    if (by == NP_OTHER) {
         d->hot_w = (uint8_t)(go_on && !d->halt);
         if (report && d->kind) {
             wake = np_ready(e, d, report);
         }
     } else if (go_on) {
         (void)np_mailbox_post(&e->ready, d, NP_W); /* to ourselves: our next poll goes on */
-    } else if (report & NP_ERR) {
-        (void)np_mailbox_post(&e->ready, d, NP_W | NP_ERR);
+    } else if (by == NP_TURN ? report : report & NP_ERR) {
+        (void)np_mailbox_post(&e->ready, d, report);
     }
     np_unlock(e, d);
     if (wake) {
@@ -285,16 +285,38 @@ int np_net_send(struct np_engine *e, struct np_desc *d, uint32_t tag) {
         mine = np_get(&d->writable) && begin_drain(d);
     }
     np_unlock(e, d);
-    return mine ? np_drain(e, d, 1, NP_SEND_TURN) : 0;
+    return mine ? np_drain(e, d, NP_OTHER, NP_SEND_TURN) : 0;
 }
 
 /* Worker: drains, if nobody else does and the socket isn't known to be full. */
-static void drain_here(struct np_engine *e, struct np_desc *d) {
+static void drain_here(struct np_engine *e, struct np_desc *d, np_drainer by) {
     np_lock(e, d);
     int mine = d->kind == NP_STREAM && np_get(&d->writable) && begin_drain(d);
     np_unlock(e, d);
     if (mine) {
-        (void)np_drain(e, d, 0, NP_SEND_WORKER);
+        (void)np_drain(e, d, by, NP_SEND_WORKER);
+    }
+}
+
+static void drain_submitted(struct np_engine *e) {
+    struct np_desc *d;
+    unsigned bits;
+    while (np_get_sc(&e->submitted.any) && (d = np_mailbox_take(&e->submitted, &bits)) != NULL) {
+        drain_here(e, d, NP_TURN);
+    }
+}
+
+void np_end_batch(struct np_engine *e) {
+    if (!e->batched) {
+        return;
+    }
+    int was_small = e->last_turn <= NP_SMALL_TURN; /* then each was due at once */
+    e->last_turn = e->batched;
+    e->batched = 0;
+    if (np_get(&e->offload) != NP_BY_NETPOLLER) {
+        drain_submitted(e);
+    } else if (!was_small) {
+        np_make_due(e);
     }
 }
 
@@ -337,7 +359,7 @@ int np_queue(np_engine *e, np_desc *d, const void *buf, size_t size, void *cooki
         return rc;
     }
     if (start && !((e->mode == NP_DEDICATED || np_get(&e->offload)) && np_submit(e, d, NP_W))) {
-        drain_here(e, d);
+        drain_here(e, d, NP_CALLER);
     }
     return 0;
 }
@@ -353,25 +375,24 @@ int np_tell(np_engine *e, np_desc *d) {
     return queued;
 }
 
-int np_offload(np_engine *e, int on) {
+np_sender np_offload(np_engine *e, np_sender by) {
     if (!e || e->dead || e->mode != NP_AUTO) {
-        return 0;
+        return NP_AT_ONCE;
     }
-    on = on && np_get_sc(&e->thread_on);
-    np_set(&e->offload, (unsigned)on);
-    return on;
+    np_end_batch(e);
+    if (!np_get_sc(&e->thread_on)) {
+        by = NP_AT_ONCE;
+    }
+    np_set(&e->offload, (unsigned)by);
+    return by;
 }
 
 void np_settle(np_engine *e) {
     if (!e || e->dead || e->mode != NP_AUTO) {
         return;
     }
-    e->window.begun = np_offload(e, 0);
-    struct np_desc *d;
-    unsigned bits;
-    while (np_get_sc(&e->submitted.any) && (d = np_mailbox_take(&e->submitted, &bits)) != NULL) {
-        drain_here(e, d);
-    }
+    e->window.begun = np_offload(e, NP_AT_ONCE);
+    drain_submitted(e);
     unsigned pass = np_get_sc(&e->passes);
     for (unsigned round = 0; pass % 2 && np_get_sc(&e->passes) == pass;) {
         np_backoff(&round);
@@ -391,7 +412,7 @@ ssize_t np_flush(np_engine *e, np_desc *d) {
     d->tell_w |= d->out_head != NULL; /* the caller waits for the rest */
     np_unlock(e, d);
     if (mine) {
-        (void)np_drain(e, d, 0, NP_SEND_WORKER);
+        (void)np_drain(e, d, NP_CALLER, NP_SEND_WORKER);
     }
     int err = np_get(&d->send_err);
     return err ? -err : (ssize_t)np_get_acq(&d->pending);

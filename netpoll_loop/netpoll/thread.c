@@ -210,10 +210,24 @@ int np_submit(struct np_engine *e, struct np_desc *d, unsigned bits) {
     if (!np_get_sc(&e->thread_on)) {
         return 0;
     }
-    if (np_mailbox_post(&e->submitted, d, bits)) {
-        np_kick_netpoller(e);
+    int first = np_mailbox_post(&e->submitted, d, bits);
+    if (e->mode == NP_DEDICATED) {
+        if (first) {
+            np_kick_netpoller(e);
+        }
+    } else {
+        e->batched++;
+        int small = e->last_turn <= NP_SMALL_TURN && np_get(&e->offload) == NP_BY_NETPOLLER;
+        if (small || np_get_sc(&e->token) == NP_NETPOLLER) { /* or a stall: see take_over */
+            np_make_due(e);
+        }
     }
     return np_get_sc(&e->thread_on) != 0; /* see stop_serving */
+}
+
+void np_make_due(struct np_engine *e) {
+    np_set_sc(&e->due, 1u);
+    np_kick_netpoller(e);
 }
 
 /* See np_engine.passes. */
@@ -281,14 +295,15 @@ static void take_over(struct np_engine *e) {
 
 /* Sends what the worker has handed over, and what comes meanwhile. */
 static void serve_worker(struct np_engine *e) {
-    while (np_get_sc(&e->submitted.any) || e->hot_head) {
+    while (np_get_sc(&e->due) || e->hot_head) {
+        np_set_sc(&e->due, 0u);
         begin_pass(e);
         serve_submitted(e);
         serve_hot(e);
         end_pass(e);
         /* More comes soon if it comes at all: a wake-up would cost both threads more than this look. */
         for (int64_t until = e->hot_head ? 0 : np_now() + NP_LINGER;
-             !np_get_sc(&e->submitted.any) && !stopped(e) && np_now() < until;) {
+             !np_get_sc(&e->due) && !stopped(e) && np_now() < until;) {
             np_relax();
         }
     }
@@ -297,7 +312,7 @@ static void serve_worker(struct np_engine *e) {
 /* Sleeps while tick is `state`, until the deadline, or until there is something to send. */
 static void sleep_on_tick(struct np_engine *e, unsigned state, int64_t deadline_ns) {
     np_set_sc(&e->asleep, NP_ASLEEP_ON_TICK);
-    if (!np_get_sc(&e->submitted.any)) {
+    if (!np_get_sc(&e->due)) {
         (void)np_futex_wait(&e->tick, state, deadline_ns);
     }
     np_set_sc(&e->asleep, NP_AWAKE);
@@ -322,7 +337,7 @@ static void run_ticks(struct np_engine *e) {
                 if (np_get_sc(&e->wstate) == NP_RUNNING) {
                     (void)np_cas_sc(&e->tick, NP_ASLEEP, NP_TICKING);
                 }
-                while (np_get_sc(&e->tick) == NP_ASLEEP && !np_get_sc(&e->submitted.any)) {
+                while (np_get_sc(&e->tick) == NP_ASLEEP && !np_get_sc(&e->due)) {
                     sleep_on_tick(e, NP_ASLEEP, -1);
                 }
                 (void)np_cas_sc(&e->tick, NP_ASLEEP, NP_TICKING);
@@ -365,7 +380,8 @@ static void feed_starved(struct np_engine *e) {
 static void run_dedicated(struct np_engine *e) {
     while (!np_cas_sc(&e->token, NP_FREE, NP_NETPOLLER)) {
         if (stopped(e)) {
-            np_set_sc(&e->thread_on, 0u);
+            stop_serving(e);
+            hand_back_hot(e);
             np_notify_worker(e); /* it may have gone to the futex already, for us to poll */
             return;
         }

@@ -63,7 +63,7 @@ np_engine *engine(const struct config *c) {
     EQ(err, 0);
     np_set_running(e, 1);
     if (c->thread) EQ(np_thread_start(e), 0);
-    if (c->offload) EQ(np_offload(e, 1), 1);
+    if (c->offload) EQ(np_offload(e, NP_BY_NETPOLLER), NP_BY_NETPOLLER);
     return e;
 }
 

@@ -613,6 +613,77 @@ TEST(what_is_handed_over_is_sent_without_an_event_unless_told, 30) {
     engine_end(e);
 }
 
+TEST(a_batch_leaves_at_the_end_of_the_turn_in_one_piece_for_each_stream, 30) {
+    struct config c = {"", NP_AUTO, 1, 0};
+    np_engine *e = engine(&c);
+    int fds[2];
+    char buf[16];
+    np_stats s;
+    np_event ev[4];
+    pair(fds);
+    np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+    wait_bits(e, NULL, 0, 20);
+    for (int told = 0; told <= 1; told++) {
+        EQ(np_offload(e, NP_BY_WORKER), NP_BY_WORKER);
+        EQ(np_queue(e, d, "hello", 5, "cookie"), 0);
+        EQ(np_queue(e, d, "you", 3, "cookie"), 0);
+        EQ(np_pending(d), 8);
+        EQ(recv(fds[1], buf, sizeof buf, MSG_DONTWAIT), -1);
+        if (told) EQ(np_tell(e, d), 1);
+        int got = np_poll(e, ev, 4);
+        EQ(np_pending(d), 0);
+        EQ(recv(fds[1], buf, sizeof buf, MSG_DONTWAIT), 8);
+        EQ(got, told); /* close() and write_eof() wait for this event */
+        CHECK(np_done(e) && np_done(e) && !np_done(e));
+    }
+    np_get_stats(e, &s);
+    EQ(s.batching, 1);
+    EQ(s.offloading, 0);
+    EQ(s.inline_syscalls, 2);
+    EQ(s.netpoller_syscalls, 0);
+    np_close(e, d);
+    close(fds[0]);
+    close(fds[1]);
+    engine_end(e);
+}
+
+TEST(a_turn_that_does_not_end_keeps_no_batch_back, 30) {
+    for (np_sender by = NP_BY_NETPOLLER; by <= NP_BY_WORKER; by++) {
+        struct config c = {"", NP_AUTO, 1, 0};
+        np_engine *e = engine(&c);
+        enum { PAIRS = 40 }; /* more than a small turn */
+        int fds[PAIRS][2];
+        np_desc *d[PAIRS];
+        np_event ev[PAIRS];
+        char buf[16];
+        for (int i = 0; i < PAIRS; i++) {
+            pair(fds[i]);
+            CHECK(d[i] = np_open(e, fds[i][0], NP_STREAM, "d", NULL));
+        }
+        EQ(np_offload(e, by), by);
+        for (int turns = 0; turns < 3; turns++) {
+            for (int i = 0; i < PAIRS; i++) EQ(np_queue(e, d[i], "a", 1, "cookie"), 0);
+            if (turns < 2) {
+                np_poll(e, ev, PAIRS);
+            }
+        }
+        for (int i = 0; i < PAIRS; i++) { /* the third turn is the netpoller's: this thread does nothing for it */
+            blocking(fds[i][1]);
+            for (int n = 0; n < 3;) {
+                ssize_t got = recv(fds[i][1], buf, sizeof buf, 0);
+                CHECK(got > 0);
+                n += (int)got;
+            }
+        }
+        for (int i = 0; i < PAIRS; i++) {
+            np_close(e, d[i]);
+            close(fds[i][0]);
+            close(fds[i][1]);
+        }
+        engine_end(e);
+    }
+}
+
 TEST(after_settling_all_that_was_handed_over_is_sent, 60) {
     struct config c = {"", NP_AUTO, 1, 1};
     np_engine *e = engine(&c);
@@ -626,7 +697,8 @@ TEST(after_settling_all_that_was_handed_over_is_sent, 60) {
         CHECK(d[i] = np_open(e, fds[i][0], NP_STREAM, "d", NULL));
     }
     for (int round = 0; round < ROUNDS; round++) {
-        EQ(np_offload(e, 1), 1);
+        np_sender by = round % 2 ? NP_BY_NETPOLLER : NP_BY_WORKER;
+        EQ(np_offload(e, by), by);
         for (int i = 0; i < PAIRS; i++) {
             EQ(np_queue(e, d[i], "a", 1, "cookie"), 0);
             EQ(np_queue(e, d[i], "bc", 2, "cookie"), 0);
@@ -640,7 +712,7 @@ TEST(after_settling_all_that_was_handed_over_is_sent, 60) {
             EQ(recv(fds[i][1], buf, sizeof buf, MSG_DONTWAIT), 3);
         }
         if (round % 4 == 3) {
-            EQ(np_offload(e, 1), 0); /* not without the thread */
+            EQ(np_offload(e, NP_BY_NETPOLLER), NP_AT_ONCE); /* not without the thread */
             EQ(np_thread_start(e), 0);
         }
         int cookies = 0;
@@ -658,12 +730,13 @@ TEST(after_settling_all_that_was_handed_over_is_sent, 60) {
 TEST(only_auto_hands_over, 10) {
     for (np_mode mode = NP_INLINE; mode <= NP_DEDICATED; mode++) {
         np_engine *e = engine_of(mode);
-        EQ(np_offload(e, 1), mode == NP_AUTO);
-        EQ(np_offload(e, 0), 0);
+        for (np_sender by = NP_AT_ONCE; by <= NP_BY_WORKER; by++) {
+            EQ(np_offload(e, by), mode == NP_AUTO ? by : NP_AT_ONCE);
+        }
         np_settle(e);
         engine_end(e);
     }
-    EQ(np_offload(NULL, 1), 0);
+    EQ(np_offload(NULL, NP_BY_NETPOLLER), NP_AT_ONCE);
     EQ(np_tell(NULL, NULL), 0);
     np_settle(NULL);
 }
@@ -709,6 +782,14 @@ TEST(auto_hands_over_while_the_worker_is_busy_and_does_much_between_two_writes, 
             np_get_stats(e, &after);
             EQ(after.offloading, 0);
             EQ(np_hand_over(e, d), 0);
+        }
+        if (mode == NP_AUTO) { /* busy, with little work for each */
+            CHECK(handed_over(e, d, 2000, 1000, 0) > 0);
+            np_get_stats(e, &after);
+            EQ(after.batching, 1);
+            EQ(after.offloading, 0);
+            np_event ev[4];
+            turn(e, ev, 4, 20);
         }
         EQ(handed_over(e, d, 200, 50 * 1000, 1), 0); /* mostly waiting */
         np_contended(e, 1);

@@ -204,7 +204,7 @@ static void random_run(const struct config *cfg, int ms, int restarts) {
             if (what < 4) replace(w, c, &rnd);
             if (what >= 4 && what < 30) c->paused = !c->paused;
             if (what == 31 && cfg->mode == NP_AUTO) sleep_ms(25); /* a stall */
-            if (cfg->offload && what >= 32 && what < 500) np_offload(w->e, (int)(what % 3));
+            if (cfg->offload && what >= 32 && what < 500) np_offload(w->e, (np_sender)(what % 3));
             if (cfg->offload && what == 500) np_settle(w->e);
         }
         for (void *b; (b = np_done(w->e)) != NULL;) free(b);

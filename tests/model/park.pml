@@ -31,7 +31,8 @@ mtype = { AWAKE, IN_OS, ON_TICK };
 
 /* struct np_engine */
 mtype wstate = IDLE, token = FREE, tick = TICKING, asleep = AWAKE;
-bool wake_pending, thread_on, ready, submitted;
+bool wake_pending, thread_on, ready, submitted, due;
+bool batched;          /* np_engine.batched is not 0; worker only */
 
 /* The kernel: who sleeps on which futex, the kick (edge-triggered eventfd), unreported events. */
 bool worker_sleeps, tick_sleeps, kick;
@@ -159,8 +160,50 @@ inline os_wait(blocks, ends) { /* np_os_wait; `ends`: a timer may end it */
 
 inline dispatch_here() { atomic { got = got + events; events_seen = events_seen + events; events = 0 } }
 
+inline kick_netpoller() { /* np_kick_netpoller */
+    if
+    :: asleep == AWAKE
+    :: else ->
+        atomic { how = asleep; asleep = AWAKE };
+        if
+        :: how == IN_OS -> atomic { how = 0; kick = true }
+        :: how == ON_TICK -> how = 0;
+            if
+            :: atomic { tick == TICKING -> tick = CALLED }; tick_sleeps = false
+            :: else ->
+                if
+                :: atomic { tick == ASLEEP -> tick = CALLED }; tick_sleeps = false
+                :: else
+                fi
+            fi
+        :: else
+        fi
+    fi
+}
+
+inline make_due() { due = true; kick_netpoller() }
+
+inline end_batch() { /* np_end_batch: by whom, np_offload has set; here it may be either */
+    if
+    :: batched -> batched = false;
+        if
+        :: small /* each was due at once */
+        :: !small -> make_due()
+        :: atomic { /* drain_submitted, with what it tells */
+            if
+            :: submitted && !hot -> submitted = false; sent = sent + work; work = 0; ready = true
+            :: else -> submitted = false
+            fi }
+        fi
+    :: else
+    fi
+}
+
 inline poll_here() { /* np_poll */
     turned = true;
+#ifndef BUG_BATCH_FORGOTTEN
+    end_batch();
+#endif
     take_ready();
     if
     :: OFFLOADS
@@ -235,6 +278,9 @@ inline park_on_futex() {
 
 inline park() { /* np_park */
     turned = true;
+#ifndef BUG_BATCH_FORGOTTEN
+    end_batch();
+#endif
     do
     :: take_ready();
         if
@@ -265,27 +311,6 @@ inline park() { /* np_park */
     unpark(RUNNING)
 }
 
-inline kick_netpoller() { /* np_kick_netpoller */
-    if
-    :: asleep == AWAKE
-    :: else ->
-        atomic { how = asleep; asleep = AWAKE };
-        if
-        :: how == IN_OS -> atomic { how = 0; kick = true }
-        :: how == ON_TICK -> how = 0;
-            if
-            :: atomic { tick == TICKING -> tick = CALLED }; tick_sleeps = false
-            :: else ->
-                if
-                :: atomic { tick == ASLEEP -> tick = CALLED }; tick_sleeps = false
-                :: else
-                fi
-            fi
-        :: else
-        fi
-    fi
-}
-
 inline write_one() { /* np_queue, handing over; np_submit; else drain_here */
     atomic { work++; mine = !hot };
     if
@@ -293,10 +318,23 @@ inline write_one() { /* np_queue, handing over; np_submit; else drain_here */
         if
         :: thread_on ->
             atomic { news = !submitted; submitted = true };
+#ifdef DEDICATED
             if
             :: news -> kick_netpoller()
             :: else
             fi;
+#else
+            batched = true;
+            if
+#ifndef BUG_STALL_NOT_DUE
+            :: token == NETPOLLER -> make_due()
+#else
+            :: token == NETPOLLER && news -> batched = false; kick_netpoller()
+#endif
+            :: token != NETPOLLER && small -> make_due()
+            :: else
+            fi;
+#endif
             mine = !thread_on
         :: else
         fi;
@@ -315,9 +353,13 @@ inline write_one() { /* np_queue, handing over; np_submit; else drain_here */
 
 active proctype worker() {
     byte got, events, to_write = WRITES, timers = 1; /* parks that a timer may end */
-    bool mine, news, over, timed, stalls = true;
+    bool mine, news, over, timed, stalls = true, small;
     mtype how;
     unpark(RUNNING); /* np_set_running(1) */
+    if
+    :: small = true /* NP_SMALL_TURN */
+    :: small = false
+    fi;
     do
     :: SEEN_ALL -> break
     :: else ->
@@ -441,7 +483,7 @@ inline sleep_on_tick(state, ends) {
     :: true ->
 #else
     if
-    :: submitted
+    :: due
     :: else ->
 #endif
         atomic {
@@ -498,7 +540,7 @@ inline run_ticks() {
     :: tick == STOP -> break
     :: else ->
         do /* serve_worker */
-        :: submitted || hot -> serve_submitted(); serve_hot()
+        :: due || hot -> due = false; serve_submitted(); serve_hot()
         :: else -> break
         od;
         sleep_on_tick(TICKING, true);
@@ -522,7 +564,7 @@ inline run_ticks() {
 #endif
                     do
                     :: tick != ASLEEP -> break
-                    :: submitted -> break
+                    :: due -> break
                     :: else -> sleep_on_tick(ASLEEP, false)
                     od;
                     if
@@ -547,7 +589,12 @@ inline run_dedicated() {
     :: else ->
         if
         :: tick == STOP ->
+#ifdef BUG_STOPPED_EARLY_LEAVES
             thread_on = false;
+#else
+            stop_serving();
+            hand_back_hot();
+#endif
 #ifndef BUG_STOPPED_EARLY_SILENTLY
             notify_worker();
 #endif

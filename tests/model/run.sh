@@ -93,9 +93,12 @@ park() {
         bug TICK_SLEEPS_ON park $calls
         bug TICK_NO_RECHECK park $calls
         bug NETPOLLER_NO_RECHECK park $writes -DDEDICATED
+        bug BATCH_FORGOTTEN park $writes
+        bug STALL_NOT_DUE park $writes
         bug STOP_LEAVES_SUBMITTED park $writes -DRESTARTS
         bug STOP_LEAVES_SUBMITTED park $writes -DRESTARTS -DDEDICATED
         bug HAND_BACK_FORGETS park $writes -DRESTARTS
+        bug STOPPED_EARLY_LEAVES park $writes -DRESTARTS -DDEDICATED
         bug STOPPED_EARLY_SILENTLY park $restarts -DDEDICATED
     }
 }
@@ -111,6 +114,8 @@ writes() {
     bug HAND_BACK_FORGETS writes -DDEDICATED
     bug HAND_BACK_KEEPS_HOT writes
     bug SETTLE_WITHOUT_PASS writes
+    bug BATCH_FORGOTTEN writes
+    bug TURN_TELLS_NOBODY writes
     bug CLOSE_DOES_NOT_WAIT writes
 }
 

@@ -9,8 +9,8 @@
  *
  * Shown: one thread at a time is in send(2) (no two owners); every byte arrives
  * in order, or its write was discarded; every queued write comes back once
- * (np_done); what the netpoller stops with, goes on (else the worker waits for
- * ever: an invalid end state); nobody touches the fd after np_close; np_settle
+ * (np_done); what the netpoller stops with, goes on, and what was told of is
+ * reported (else the worker waits for ever: an invalid end state); nobody touches the fd after np_close; np_settle
  * leaves nothing that was not tried.
  *
  *   -DDEDICATED   NP_DEDICATED; else NP_AUTO
@@ -30,7 +30,9 @@ byte head, tail, tag;
 #define PENDING (head != tail)
 
 /* struct np_engine */
-bool ready, submitted, offload, thread_on = true, hot;
+bool ready, submitted, due, batched, thread_on = true, hot;
+mtype = { AT_ONCE, BY_NETPOLLER, BY_WORKER };
+mtype offload = AT_ONCE;
 bool in_pass; /* passes is odd */
 byte hot_tag;
 
@@ -40,6 +42,8 @@ bool nospace, edge, in_send, fd_closed;
 
 byte queued, finished; /* cookies given to np_queue, and those on the done list */
 bool dispatching;      /* the netpoller has an edge in hand */
+bool turn_ends;        /* the worker drains what was batched: NP_TURN */
+byte stalls = 1;       /* takeovers: they may come, nobody may rely on them */
 bool over;             /* the worker has ended: the thread is stopped */
 
 /* send(2) of one unit by whoever has the right; leaves `got`. The arrival is checked to be in order. */
@@ -78,7 +82,11 @@ inline end_drain(me) {
     tell_w = tell_w && PENDING;
     if
     :: me == NETPOLLER -> hot_w = go_on && !halt; ready = ready || (report && tag == 0)
+#ifdef BUG_TURN_TELLS_NOBODY
     :: else -> ready = ready || go_on
+#else
+    :: else -> ready = ready || go_on || (turn_ends && report)
+#endif
     fi;
     report = false
 }
@@ -164,7 +172,7 @@ inline queue() { /* np_queue, np_submit */
 #ifdef DEDICATED
         tell_w = true;
 #else
-        tell_w = tell_w || !offload;
+        tell_w = tell_w || offload == AT_ONCE;
 #endif
         mine = writable && sending == NOBODY && !hot_w
     };
@@ -175,9 +183,17 @@ inline queue() { /* np_queue, np_submit */
         :: thread_on ->
 #else
         if
-        :: offload && thread_on ->
+        :: offload != AT_ONCE && thread_on ->
 #endif
             submitted = true;
+            if /* np_submit */
+#ifdef DEDICATED
+            :: due = true
+#else
+            :: batched = true
+            :: offload == BY_NETPOLLER -> due = true /* a small turn */
+#endif
+            fi;
             if
             :: !thread_on -> drain_here()
             :: else
@@ -192,7 +208,7 @@ inline write() {
     mine = false;
 #ifndef DEDICATED
     if /* np_hand_over */
-    :: offload -> if
+    :: offload != AT_ONCE -> if
         :: writable -> mine = true
         :: else -> mine = PENDING
         fi
@@ -227,12 +243,28 @@ inline write() {
     fi
 }
 
-inline settle() { /* np_settle */
-    offload = false;
+inline drain_submitted() {
     if
-    :: atomic { submitted -> submitted = false }; drain_here()
+    :: atomic { submitted -> submitted = false; turn_ends = true }; drain_here(); turn_ends = false
     :: else
-    fi;
+    fi
+}
+
+inline end_batch() { /* np_end_batch */
+    if
+    :: batched -> batched = false;
+        if
+        :: offload == BY_NETPOLLER -> due = true
+        :: else -> drain_submitted()
+        fi
+    :: else
+    fi
+}
+
+inline settle() { /* np_settle */
+    end_batch();
+    offload = AT_ONCE;
+    drain_submitted();
 #ifndef BUG_SETTLE_WITHOUT_PASS
     !in_pass;
 #endif
@@ -268,7 +300,7 @@ inline take_edge() { /* dispatch of park.c: two looks without the lock */
     :: else
     fi;
     if
-    :: PENDING -> flush()
+    :: PENDING -> flush(); waits = PENDING
     :: else
     fi
 }
@@ -281,31 +313,43 @@ inline take_edge() { /* dispatch of park.c: two looks without the lock */
 
 active proctype worker() {
     byte written;
-    bool mine, got, going, go_on, report, discarded;
+    bool mine, got, going, go_on, report, discarded, waits;
     do
     :: written < WRITES -> write()
     :: written == WRITES -> break
     :: atomic { ready -> ready = false }; flush()
     :: atomic { EDGE_IS_OURS -> edge = false }; take_edge()
 #ifndef DEDICATED
-    :: offload -> settle()
-    :: !offload && thread_on -> offload = thread_on
+    :: offload != AT_ONCE -> settle()
+    :: batched -> end_batch()
+    :: thread_on -> /* np_offload */
+        end_batch();
+        if
+        :: offload = BY_NETPOLLER
+        :: offload = BY_WORKER
+        fi
 #endif
     :: !discarded && written > 1 -> discarded = true; stop_both(false)
     :: written > 1 -> break
     od;
     if
     :: true -> /* wait until everything is sent */
+        atomic { /* np_tell */
+            waits = PENDING;
+            tell_w = true
+        };
         do
-        :: !PENDING -> break
-        :: atomic { PENDING && !tell_w -> tell_w = true } /* np_tell */
-        :: atomic { ready -> ready = false }; flush()
+        :: !waits -> break
+#ifndef BUG_BATCH_FORGOTTEN
+        :: batched -> end_batch()
+#endif
+        :: atomic { ready -> ready = false }; flush(); waits = PENDING
         :: atomic { EDGE_IS_OURS -> edge = false }; take_edge()
         od
     :: true
     fi;
     stop_both(true);
-    ready = false; submitted = false;
+    ready = false; submitted = false; batched = false;
     fd_closed = true;
     assert(finished == queued);
     over = true
@@ -366,7 +410,11 @@ active proctype netpoller() {
     :: stops = false
     fi;
     do
-    :: submitted ->
+    :: submitted && (due || stalls > 0) ->
+        if
+        :: atomic { due -> due = false }
+        :: !due -> stalls-- /* take_over */
+        fi;
         in_pass = true; /* begin_pass, serve_submitted */
         if
         :: atomic { submitted -> submitted = false }; its_tag = tag; serve(its_tag)
