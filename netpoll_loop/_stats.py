@@ -23,7 +23,7 @@ class Stats:
     offloading: bool
     """Whether "auto" hands what streams write to the netpoller thread, because Python is busy."""
     batching: bool
-    """Whether "auto" sends what streams write at the end of a turn of the loop, because it is busy with little for each."""
+    """Whether "auto" sends what streams write at the end of a turn, because the loop is busy with little for each."""
     polls: int
     """System calls that waited for events or asked for them, by either thread."""
     events: int

@@ -410,6 +410,122 @@ def test_what_a_callback_sets_stays_in_its_copy(loop, schedule):
     assert VAR.get() == "default"
 
 
+def test_what_a_callback_sets_is_seen_by_what_it_schedules_and_by_nobody_else(loop, schedule):
+    seen = []
+
+    def read(who):
+        seen.append((who, VAR.get()))
+
+    def set_and_schedule(i):
+        schedule(read, f"before {i}")
+        VAR.set(i)
+        schedule(read, f"after {i}")
+        schedule(read, f"after {i}, too")
+
+    for i in range(3):
+        schedule(set_and_schedule, i)
+        schedule(read, f"beside {i}")
+    run_due(loop)
+    assert sorted(seen) == sorted(
+        [(f"beside {i}", "default") for i in range(3)]
+        + [(f"before {i}", "default") for i in range(3)]
+        + [(f"after {i}{too}", i) for i in range(3) for too in ("", ", too")]
+    )
+
+
+@pytest.mark.skipif(not hasattr(asyncio.Handle, "get_context"), reason="Handle.get_context is new in Python 3.12")
+def test_each_callback_has_a_context_of_its_own_that_stays_the_same(loop, schedule):
+    handles, during = [], []
+
+    def run(i):
+        during.append(handles[i].get_context())
+
+    for i in range(20):
+        handles.append(schedule(run, i))
+    before = [handle.get_context() for handle in handles[:10]]
+    run_due(loop)
+    after = [handle.get_context() for handle in handles]
+    assert all(a is b for a, b in zip(before, after, strict=False))
+    assert all(a is b for a, b in zip(during, after, strict=True))
+    assert len({id(context) for context in after}) == 20
+
+
+@pytest.mark.skipif(not hasattr(asyncio.Handle, "get_context"), reason="Handle.get_context is new in Python 3.12")
+def test_a_context_that_somebody_keeps_is_not_used_for_another_callback(loop):
+    kept = []
+
+    async def main():
+        def look():
+            kept.append(handle.get_context())
+
+        for _ in range(50):
+            handle = loop.call_soon(look)
+            await asyncio.sleep(0)
+            del handle
+            await asyncio.sleep(0)
+
+    loop.run_until_complete(main())
+    assert len({id(context) for context in kept}) == 50
+
+
+def test_a_timer_has_the_values_of_when_it_was_scheduled(loop):
+    seen = []
+
+    def body(value):
+        VAR.set(value)
+        loop.call_later(0.001, lambda: seen.append(VAR.get()))
+        loop.call_soon(VAR.set, "other")
+        loop.call_soon(VAR.set, None)
+
+    for value in range(10):
+        contextvars.copy_context().run(body, value)
+    run_due(loop)
+    assert seen == list(range(10))
+
+
+def test_an_idle_loop_keeps_no_value_of_a_context_alive(loop, run):
+    class Value:
+        pass
+
+    async def main():
+        def body():
+            value = Value()
+            VAR.set(value)
+            for _ in range(3):
+                loop.call_soon(nothing)
+            return weakref.ref(value)
+
+        reference = contextvars.copy_context().run(body)
+        assert reference() is not None
+        await asyncio.sleep(0.01)
+        gc.collect()
+        assert reference() is None
+
+    run(main())
+
+
+@pytest.mark.not_on_oracle("a stock loop keeps a cancelled timer, and its context")
+def test_a_handle_that_is_kept_keeps_its_values_only(loop):
+    values = [type("Value", (), {})() for _ in range(2)]
+
+    def body(value):
+        VAR.set(value)
+        return loop.call_later(3600, nothing)
+
+    handles = [contextvars.copy_context().run(body, value) for value in values]
+    references = [weakref.ref(value) for value in values]
+    del values
+    run_due(loop)
+    gc.collect()
+    assert all(reference() is not None for reference in references)
+    handles[0].cancel()
+    handles.clear()
+    run_due(loop)
+    gc.collect()
+    assert references[0]() is None
+    assert references[1]() is not None  # it still waits
+
+
 def test_a_given_context_is_used_itself(loop, schedule):
     context = contextvars.copy_context()
     context.run(VAR.set, "given")

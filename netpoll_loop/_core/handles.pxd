@@ -31,15 +31,16 @@ cdef class Handle(Runnable):
     cdef PyObject *second
     cdef int count
     cdef public bint _cancelled
-    # The context is our copy, and the garbage collector doesn't know it.
-    cdef bint context_hidden
+    # A ContextState: see "contexts" in handles.pyx.
+    cdef char context_state
     # The garbage collector knows the handle.
     cdef bint tracked
     # In debug mode.
     cdef DebugInfo debug
     cdef object __weakref__
 
-    cdef void show_context(self) noexcept
+    cdef object shown_context(self)
+    cdef int own_context(self) except -1
     cdef object arguments(self)
     cdef void drop(self) noexcept
     cdef int cancel_now(self) except -1
@@ -70,5 +71,6 @@ cdef Handle new_threadsafe_handle(Home loop, PyObject *callback, PyObject **args
 cdef TimerHandle new_timer(Home loop, object when, double seconds, PyObject *callback, PyObject **args,
                            Py_ssize_t count, PyObject *context)
 cdef void settle(Handle handle) noexcept
+cdef void forget_contexts() noexcept
 cdef int raise_what_is_set() except -1
 cdef int report(Runnable runnable, object loop) except -1

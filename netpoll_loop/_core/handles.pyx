@@ -9,16 +9,16 @@ Handles and the garbage collector: a handle that waits in a running loop is
 alive, whatever refers to it, and so is all that it refers to.  The collector
 has nothing to find there, and its visits to thousands of waiting handles are
 what a burst of call_soon would mostly cost.  So a handle of a running loop is
-not tracked while it waits, nor is the copy of the context that was made for it;
-one that somebody has kept is tracked once it has run or was cancelled (settle),
-and all that still wait when the loop stops are tracked then
-(Scheduler.track_all).  The context is tracked as soon as anybody else can get
-at it; CPython relies on that it is when it is freed.
+not tracked while it waits; one that somebody has kept is tracked once it has
+run or was cancelled (settle), and all that still wait when the loop stops are
+tracked then (Scheduler.track_all).
 """
 
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
+from libc.string cimport memcpy
 
+import contextvars
 import inspect
 import sys
 import threading
@@ -30,6 +30,7 @@ cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
         unsigned long tp_flags
         Py_ssize_t tp_weaklistoffset
+        Py_ssize_t tp_basicsize
         void (*tp_dealloc)(PyObject *) noexcept
         int (*tp_traverse)(PyObject *, visitproc, void *) noexcept
         int (*tp_clear)(PyObject *) noexcept
@@ -45,6 +46,11 @@ cdef extern from "Python.h":
     int Enter "PyContext_Enter"(PyObject *context)
     int Exit "PyContext_Exit"(PyObject *context)
     PyObject *CopyCurrent "PyContext_CopyCurrent"()
+    PyObject *Copy "PyContext_Copy"(PyObject *context)
+    ctypedef struct PyThreadState:
+        PyObject *context
+    PyThreadState *PyThreadState_Get()
+    Py_ssize_t REFCNT "Py_REFCNT"(PyObject *o)
     PyObject *PyObject_Call(PyObject *callable, PyObject *args, PyObject *kwargs)
     PyObject *PyObject_Vectorcall(PyObject *callable, PyObject **args, size_t count, PyObject *names)
     size_t PY_VECTORCALL_ARGUMENTS_OFFSET
@@ -53,6 +59,8 @@ cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident()
     void PyObject_GC_Track(PyObject *o)
     void PyObject_GC_UnTrack(PyObject *o)
+    PyObject *_PyObject_GC_New(PyTypeObject *type)
+    void PyObject_GC_Del(void *o)
     object PyTuple_New(Py_ssize_t size)
     void PyTuple_SET_ITEM(object tuple, Py_ssize_t i, PyObject *item)
     object PyFloat_FromDouble(double value)
@@ -145,20 +153,37 @@ cdef class Handle(Runnable):
 
     @property
     def _context(self):
-        self.show_context()
-        return or_none(self.context)
+        return self.shown_context()
 
     def get_context(self):
         """The contextvars.Context in which the callback runs."""
-        return self._context
+        return self.shown_context()
 
     def __dealloc__(self):
         drop_all(<PyObject *>self)
 
-    cdef void show_context(self) noexcept:
-        if self.context_hidden:
-            self.context_hidden = False
-            PyObject_GC_Track(self.context)
+    cdef object shown_context(self):
+        if self.context_state == SHARED:
+            self.own_context()
+        self.context_state = OTHERS
+        return or_none(self.context)
+
+    cdef int own_context(self) except -1:
+        """From SHARED to OWN."""
+        global spare
+        cdef PyObject *shared = self.context
+        cdef PyObject *own
+        if spare is not NULL and variables(spare) == variables(shared):
+            own = spare
+            spare = NULL
+        else:
+            own = Copy(shared)
+            if own is NULL:
+                raise_what_is_set()
+        self.context = own
+        self.context_state = OWN
+        Py_XDECREF(shared)
+        return 0
 
     cdef object arguments(self):
         """The arguments as a tuple; None once they are dropped."""
@@ -220,7 +245,8 @@ cdef class Handle(Runnable):
         cdef int count = self.count
         if self._cancelled or callback is NULL:
             return 0
-        self.show_context()
+        if self.context_state == SHARED:
+            self.own_context()
         if Enter(self.context) < 0:
             return self.enter_failed()
         # Held: the callback may cancel its own handle, which drops them.
@@ -242,6 +268,8 @@ cdef class Handle(Runnable):
         if result is not NULL:
             Py_XDECREF(result)
             Exit(self.context)
+            if self.context_state == OWN and REFCNT(<PyObject *>self) == 1 and REFCNT(self.context) == 1:
+                keep_context(self)
             return 0
         return self.leave_failed()
 
@@ -394,6 +422,105 @@ cdef class TimerHandle(Handle):
         return self._when
 
 
+# ---- contexts ----------------------------------------------------------------------
+#
+# Each callback has a copy of the Context that was current at its call_soon. But a Context is two
+# pointers around a mapping that never changes, and as long as no ContextVar is set all copies have
+# the same mapping. So a handle holds a copy that others hold, too, and that is never entered: the
+# snapshot of that mapping. It gets one of its own when it runs, or when somebody asks for it; one that
+# has been run with, that nobody has seen, and in which nothing was set, is as good as new, and is
+# used again.
+
+cdef enum ContextState:
+    # Given to call_soon, or known to others.
+    OTHERS
+    # A snapshot.
+    SHARED
+    # Of this handle alone.
+    OWN
+
+
+# Two that are kept for the next handle. NULL: none.
+cdef PyObject *snapshot = NULL
+cdef PyObject *spare = NULL
+
+
+cdef inline void *variables(PyObject *context) noexcept:
+    """The mapping (ctx_vars, behind the object's head and ctx_prev)."""
+    return (<void **>(<char *>context + sizeof(PyObject)))[1]
+
+
+def _mapping_is_there():
+    """Whether the mapping is where we look for it in this Python."""
+    variable = contextvars.ContextVar("variable")
+    context = contextvars.Context()
+    copy = context.copy()
+    before = <size_t>variables(<PyObject *>context)
+    if contextvars.Context.__basicsize__ < <Py_ssize_t>(sizeof(PyObject) + 2 * sizeof(void *)):
+        return False
+    if not before or <size_t>variables(<PyObject *>copy) != before:
+        return False
+    context.run(variable.set, 1)
+    after = <size_t>variables(<PyObject *>context)
+    if after == before or <size_t>variables(<PyObject *>copy) != before:
+        return False
+    copy = context.copy()
+    copy.run(variable.set, 2)
+    return <size_t>variables(<PyObject *>copy) != after == <size_t>variables(<PyObject *>context)
+
+
+cdef bint contexts_are_shared = _mapping_is_there()
+
+
+cdef inline int take_context(Handle handle) except -1:
+    global snapshot
+    cdef PyObject *old
+    cdef PyObject *current = PyThreadState_Get().context
+    if not contexts_are_shared or current is NULL:
+        handle.context = CopyCurrent()
+        if handle.context is NULL:
+            raise_what_is_set()
+        handle.context_state = OWN
+        return 0
+    if snapshot is NULL or variables(snapshot) != variables(current):
+        current = CopyCurrent()
+        if current is NULL:
+            raise_what_is_set()
+        old = snapshot
+        snapshot = current
+        # What it frees may call us.
+        handle.context = current
+        handle.context_state = SHARED
+        Py_XINCREF(current)
+        Py_XDECREF(old)
+        return 0
+    handle.context = snapshot
+    handle.context_state = SHARED
+    Py_XINCREF(snapshot)
+    return 0
+
+
+cdef void keep_context(Handle handle) noexcept:
+    """The handle has run, and nobody has it or its Context."""
+    global spare
+    cdef PyObject *old
+    if snapshot is not NULL and variables(handle.context) == variables(snapshot):
+        old = spare
+        spare = handle.context
+        handle.context = NULL
+        Py_XDECREF(old)
+
+
+cdef void forget_contexts() noexcept:
+    """What ContextVars hold is to live no longer than the callbacks that may ask for it."""
+    global snapshot, spare
+    cdef PyObject *one = snapshot
+    cdef PyObject *other = spare
+    snapshot = spare = NULL
+    Py_XDECREF(one)
+    Py_XDECREF(other)
+
+
 # ---- memory ------------------------------------------------------------------------
 #
 # A handle is made and freed for every callback. So its references are C pointers, which
@@ -407,9 +534,11 @@ cdef enum:
 cdef struct pool:
     PyTypeObject *type
     # What Cython has written; for the fields that it knows.
-    void (*dealloc)(PyObject *) noexcept
     int (*traverse)(PyObject *, visitproc, void *) noexcept
     int (*clear)(PyObject *) noexcept
+    # A new one as Cython makes it, of which the others are copied, and how many of its fields are None.
+    PyObject *template
+    int nones
     int count
     PyObject *items[FREE_MAX]
 
@@ -426,7 +555,6 @@ cdef inline pool *pool_of(PyObject *o) noexcept:
 cdef void drop_all(PyObject *o) noexcept:
     cdef PyObject *context = (<Handle>o).context
     cdef PyObject *loop = (<Handle>o).loop
-    (<Handle>o).show_context()
     (<Handle>o).drop()
     (<Handle>o).context = NULL
     (<Handle>o).loop = NULL
@@ -436,16 +564,19 @@ cdef void drop_all(PyObject *o) noexcept:
 
 cdef inline bint keep(PyObject *o, pool *free) noexcept:
     """The end of a handle: whether its memory stays here."""
+    cdef int i
     if (<Handle>o).tracked:
         (<Handle>o).tracked = False
         PyObject_GC_UnTrack(o)
     if (<PyObject **>(<char *>o + free.type.tp_weaklistoffset))[0] is not NULL:
         PyObject_ClearWeakRefs(o)
     drop_all(o)
-    if free.count == FREE_MAX:
-        free.dealloc(o)
-        return False
     (<Handle>o).debug = None
+    if free.count == FREE_MAX:
+        for i in range(free.nones):
+            Py_XDECREF(Py_None)
+        PyObject_GC_Del(o)
+        return False
     free.items[free.count] = o
     free.count += 1
     return True
@@ -486,34 +617,37 @@ cdef int clear(PyObject *o) noexcept:
     return pool_of(o).clear(o)
 
 
-cdef int install(pool *free, type cls, void (*dealloc)(PyObject *) noexcept) except -1:
-    """Puts the functions above into the type. Objects of a type on the heap are not reused: they count for it."""
+cdef int install(pool *free, type cls, void (*dealloc)(PyObject *) noexcept, int nones) except -1:
+    """Puts the functions above into the type; nones: how many fields of its objects are None at first."""
+    cdef Handle template = cls.__new__(cls)
+    free.template = <PyObject *>template
+    Py_INCREF(template)
+    free.nones = nones
     free.type = <PyTypeObject *>cls
     free.traverse = free.type.tp_traverse
     free.clear = free.type.tp_clear
     free.type.tp_traverse = traverse
     free.type.tp_clear = clear
-    if not free.type.tp_flags & Py_TPFLAGS_HEAPTYPE:
-        free.dealloc = free.type.tp_dealloc
-        free.type.tp_dealloc = dealloc
+    if free.type.tp_flags & Py_TPFLAGS_HEAPTYPE:
+        raise SystemError("handles are made as objects of a static type")
+    free.type.tp_dealloc = dealloc
     return 0
 
 
-install(&threadsafe_handles, ThreadSafeHandle, dealloc_threadsafe_handle)
-install(&timers, TimerHandle, dealloc_timer)
+install(&threadsafe_handles, ThreadSafeHandle, dealloc_threadsafe_handle, 2)
+install(&timers, TimerHandle, dealloc_timer, 2)
 # The last one: Cython's functions for the derived types may look for the slots of this one.
-install(&handles, Handle, dealloc_handle)
+install(&handles, Handle, dealloc_handle, 1)
 
 
 cdef void settle(Handle handle) noexcept:
     """It waits no more, or its loop has stopped: if anybody keeps it, the garbage collector has to know it."""
-    handle.show_context()
     if not handle.tracked:
         handle.tracked = True
         PyObject_GC_Track(<PyObject *>handle)
 
 
-cdef inline Handle make(pool *free, type cls, Home loop, PyObject *callback, PyObject **args, Py_ssize_t count,
+cdef inline Handle make(pool *free, Home loop, PyObject *callback, PyObject **args, Py_ssize_t count,
                         PyObject *context):
     cdef Handle handle
     cdef PyObject *o
@@ -523,25 +657,26 @@ cdef inline Handle make(pool *free, type cls, Home loop, PyObject *callback, PyO
         free.count -= 1
         o = free.items[free.count]
         PyObject_Init(o, free.type)
-        # The reference that PyObject_Init has made becomes handle's.
-        handle = <Handle>o
-        Py_XDECREF(o)
-        handle._cancelled = False
+        (<Handle>o)._cancelled = False
     else:
-        handle = cls.__new__(cls)
-        PyObject_GC_UnTrack(<PyObject *>handle)
+        o = _PyObject_GC_New(free.type)
+        if o is NULL:
+            raise MemoryError
+        memcpy(<char *>o + sizeof(PyObject), <char *>free.template + sizeof(PyObject),
+               free.type.tp_basicsize - sizeof(PyObject))
+        for i in range(free.nones):
+            Py_INCREF(None)
+    # Its first reference becomes handle's.
+    handle = <Handle>o
+    Py_XDECREF(o)
     Py_INCREF(loop)
     handle.loop = <PyObject *>loop
     if context is NULL or context == Py_None:
-        handle.context = CopyCurrent()
-        if handle.context is NULL:
-            raise_what_is_set()
-        if loop.running:
-            PyObject_GC_UnTrack(handle.context)
-            handle.context_hidden = True
+        take_context(handle)
     else:
         Py_XINCREF(context)
         handle.context = context
+        handle.context_state = OTHERS
     Py_XINCREF(callback)
     handle.callback = callback
     handle.count = <int>count
@@ -569,18 +704,18 @@ cdef inline Handle make(pool *free, type cls, Home loop, PyObject *callback, PyO
 
 
 cdef Handle new_handle(Home loop, PyObject *callback, PyObject **args, Py_ssize_t count, PyObject *context):
-    return make(&handles, Handle, loop, callback, args, count, context)
+    return make(&handles, loop, callback, args, count, context)
 
 
 cdef Handle new_threadsafe_handle(Home loop, PyObject *callback, PyObject **args, Py_ssize_t count,
                                   PyObject *context):
-    return make(&threadsafe_handles, ThreadSafeHandle, loop, callback, args, count, context)
+    return make(&threadsafe_handles, loop, callback, args, count, context)
 
 
 cdef TimerHandle new_timer(Home loop, object when, double seconds, PyObject *callback, PyObject **args,
                            Py_ssize_t count, PyObject *context):
     """when: as the user gave it, None for a float of seconds."""
-    cdef TimerHandle handle = <TimerHandle>make(&timers, TimerHandle, loop, callback, args, count, context)
+    cdef TimerHandle handle = <TimerHandle>make(&timers, loop, callback, args, count, context)
     handle.when_given = when
     handle.when_seconds = seconds
     handle.heap_index = -1

@@ -23,6 +23,7 @@ from netpoll_loop._core.engine cimport (
 )
 from netpoll_loop._core.handles cimport (
     Handle, Home, Runnable, ThreadSafeHandle, TimerHandle, new_handle, new_threadsafe_handle, new_timer, settle,
+    forget_contexts,
 )
 
 import inspect
@@ -436,6 +437,7 @@ cdef class Scheduler(Home):
         cdef int64_t awake
         if self.forked:
             return self.wait_without_engine(deadline)
+        forget_contexts()
         np_park_prepare(self.engine)
         if self.head != self.tail or self._stopping or self.wanted:
             np_park_cancel(self.engine)
@@ -611,6 +613,7 @@ cdef class Scheduler(Home):
     def _leave_run(self):
         self.running = False
         self.track_all()
+        forget_contexts()
         # What asyncio would have sent by now is sent.
         np_settle(self.engine)
         self.reap()
