@@ -101,6 +101,8 @@ cdef class Scheduler(Home):
     # The last park ended with a long wait for the GIL.
     cdef bint contended
     cdef bint thread_wanted
+    # Auto: writes may wait for the end of a turn.
+    cdef bint coalesces
     # Forks between their hooks: no thread may be started.  More than one, where the
     # last hook of a fork comes as a callback (forking.py) and the next fork is faster.
     cdef int forks_pending

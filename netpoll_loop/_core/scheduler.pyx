@@ -127,6 +127,7 @@ cdef class Scheduler(Home):
             raise OSError(-error, os.strerror(-error))
         np_set_spin(self.engine, spin_ns)
         self.thread_wanted = mode != "inline"
+        self.coalesces = mode == "auto"
         if switches_always():
             np_switch_always(self.engine)
         self.opened_at = nanoseconds()

@@ -25,6 +25,8 @@ cdef class StreamTransport(SocketTransport):
     # Something was queued and is not known to be sent: an NP_W is to come, after which write_progress() does
     # what waits for it (resume, close, eof).
     cdef bint writing
+    # The callback in which it was written to last, as the place of the ready queue.
+    cdef size_t wrote_in
     # The loop holds it by a weak reference only.
     cdef bint let_go
 
@@ -42,6 +44,8 @@ cdef class StreamTransport(SocketTransport):
     cdef object reader_to_feed(self)
     cdef int read_into(self, object reader) except -1
     cdef int begin_queueing(self) except -1
+    cdef bint can_wait(self, size_t size)
+    cdef int send_what_waits(self) except -1
     cdef int hand_over(self, object data, const char *buf, size_t size) except -1
     cdef bint unsent(self) except -1
     cdef int update_hold(self) except -1

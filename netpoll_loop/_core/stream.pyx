@@ -19,7 +19,9 @@ from libc.string cimport memcpy
 from netpoll_loop._core.address cimport RAW_SIZE, address_object
 from netpoll_loop._core.engine cimport (
     NP_ERR, NP_HUP, NP_R, NP_STREAM, NP_W, iovec, np_discard, np_flush, np_more,
-    np_hand_over, np_notify_writable, np_pending, np_queue, np_recv, np_send, np_sendv, np_tell,
+    np_hand_over, np_notify_writable, np_pending, np_queue, np_queue_for_turn,
+    np_recv, np_send, np_sendv, np_tell,
+    np_tell_full,
 )
 from netpoll_loop._core.handles cimport raise_what_is_set
 from netpoll_loop._core.scheduler cimport SCRATCH_SIZE, Scheduler
@@ -75,6 +77,11 @@ cdef enum:
     IOV_MAX = 64
     # Bytes. What is not larger is received into the loop's own buffer and copied.
     SMALL_READ = 4096
+    # Written in a turn to one transport, and sent together at its end.
+    BATCH_MAX = 256 * 1024
+    LARGE_WRITE = 32 * 1024
+    # asyncio's limit, if the user sets no other one.
+    HIGH_WATER = 64 * 1024
     # At a time, into a StreamReader's buffer: it grows and shrinks with each read, and the C library's
     # allocator gives larger blocks back to the kernel each time.
     FEED_MAX = 64 * 1024
@@ -230,11 +237,21 @@ cdef class StreamTransport(SocketTransport):
 
     def get_write_buffer_size(self):
         """asyncio.WriteTransport.get_write_buffer_size, in bytes."""
+        self.send_what_waits()
+        return self.buffered_bytes()
+
+    def abort(self):
+        """asyncio.WriteTransport.abort: closes at once; what is queued is not sent."""
+        self.check_caller()
+        self.send_what_waits()
+        self._force_close(None)
+
+    cdef int send_what_waits(self) except -1:
+        """For who looks, what waits for the end of the turn only is in the socket already, as far as it takes it."""
         if not self.writing and self.buffered_bytes():
-            # Only because others are to send it: who looks is to see what the socket doesn't take.
             np_flush(self.loop.engine, self.desc)
             self.loop.reap()
-        return self.buffered_bytes()
+        return 0
 
     # ---- the protocol ----------------------------------------------------------
 
@@ -550,11 +567,8 @@ cdef class StreamTransport(SocketTransport):
         if self.desc is NULL:
             self.loop._check_closed()
             return 0
-        # Not what would pause the protocol, nor what nobody else would keep alive.
-        if np_hand_over(self.loop.engine, self.desc) and not self.let_go:
-            if np_pending(self.desc) + size <= self._high_water:
-                return self.hand_over(data, buf, size)
-            np_flush(self.loop.engine, self.desc)
+        if self.can_wait(size):
+            return self.hand_over(data, buf, size)
         sent = np_send(self.loop.engine, self.desc, buf, size)
         if <size_t>sent == size:
             return 0
@@ -564,17 +578,50 @@ cdef class StreamTransport(SocketTransport):
         self.queue_rest(data, buf, size, sent)
         return self.pause_protocol()
 
+    cdef bint can_wait(self, size_t size):
+        """Whether what is written now is to be sent with the other writes of the turn.
+
+        When the loop is busy; but a large write is sent while it is in the CPU's cache. If a callback writes more than
+        one of those, the second and those that follow leave in larger pieces.
+        """
+        cdef bint busy = np_hand_over(self.loop.engine, self.desc, size)
+        cdef bint again
+        if self.writing or self.let_go:
+            return False
+        if size < LARGE_WRITE:
+            return busy
+        again = self.wrote_in == self.loop.head
+        self.wrote_in = self.loop.head
+        return again and self.loop.coalesces and self.loop.running
+
     cdef int hand_over(self, object data, const char *buf, size_t size) except -1:
-        """The netpoller sends it, beside Python.  No event tells of it: see unsent()."""
+        """It is sent with the other writes of the turn.  No event tells of it: see unsent().
+
+        The protocol is paused for what the socket doesn't take, not for what only waits for the end of the turn. That
+        is bounded by BATCH_MAX, or by a lower limit of the user's.
+        """
         cdef int error
+        cdef size_t waits
         if data is None:
             data = PyBytes_FromStringAndSize(buf, size)
             buf = PyBytes_AS_STRING(data)
         Py_INCREF(data)
-        error = np_queue(self.loop.engine, self.desc, buf, size, <void *>data)
+        error = np_queue_for_turn(self.loop.engine, self.desc, buf, size, <void *>data)
         if error < 0:
             Py_DECREF(<void *>data)
             self._fatal_error(os_error(error), "Fatal write error on socket transport")
+            return 0
+        waits = np_pending(self.desc)
+        if waits <= self._high_water:
+            return 0
+        if waits <= BATCH_MAX and self._high_water >= HIGH_WATER:
+            np_tell_full(self.loop.engine, self.desc)
+            return 0
+        # A failure comes as an event.
+        if np_flush(self.loop.engine, self.desc) > 0:
+            self.update_hold()
+            self.pause_protocol()
+        self.loop.reap()
         return 0
 
     cdef bint unsent(self) except -1:
@@ -654,16 +701,14 @@ cdef class StreamTransport(SocketTransport):
             if self.desc is NULL:
                 self.loop._check_closed()
                 return
-            if np_hand_over(self.loop.engine, self.desc) and not self.let_go:
-                left = np_pending(self.desc)
-                for i in range(count):
-                    left += iov[i].iov_len
-                if left <= self._high_water:
-                    # In one piece, so that it leaves in one.
-                    data = b"".join(parts)
-                    self.hand_over(data, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
-                    return
-                np_flush(self.loop.engine, self.desc)
+            left = 0
+            for i in range(count):
+                left += iov[i].iov_len
+            if self.can_wait(left):
+                # In one piece, so that it leaves in one.
+                data = b"".join(parts)
+                self.hand_over(data, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+                return
             sent = np_sendv(self.loop.engine, self.desc, iov, count)
             if sent < 0:
                 self._fatal_error(os_error(sent), "Fatal write error on socket transport")
@@ -701,11 +746,16 @@ cdef class StreamTransport(SocketTransport):
             if self.empty_waiter is not None and not self.empty_waiter.done():
                 self.empty_waiter.set_exception(exc)
             return 0
+        if left == 0:
+            self.writing = False
+        if not self._protocol_paused:
+            self.pause_protocol()
         self.resume_protocol()
-        # What was handed over in resume_writing() has an event only if somebody asks for it.
-        if not was_writing or self.desc is NULL or np_tell(self.loop.engine, self.desc):
+        if not was_writing or self.desc is NULL or self.writing:
             return 0
-        self.writing = False
+        # What resume_writing() has written since has an event only if somebody asks for it.
+        if (self._closing or self._eof or self.empty_waiter is not None) and self.unsent():
+            return 0
         if self.empty_waiter is not None and not self.empty_waiter.done():
             self.empty_waiter.set_result(None)
         if self._closing:

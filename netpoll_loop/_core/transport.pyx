@@ -43,7 +43,7 @@ cdef object os_error(ssize_t negative):
 
 cdef class SocketTransport(Descriptor):
     def __cinit__(self):
-        self._high_water = 64 * 1024
+        self._high_water = 64 * 1024  # asyncio's
         self._low_water = 16 * 1024
 
     cdef int adopt(self, Scheduler loop, object sock, object extra) except -1:

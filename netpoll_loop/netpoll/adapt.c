@@ -17,6 +17,7 @@ static void new_window(struct np_engine *e, int64_t now) {
     e->window.since = now;
     e->window.waited = 0;
     e->window.writes = 0;
+    e->window.bytes = 0;
 }
 
 static void end(struct np_engine *e, int64_t now) {
@@ -29,7 +30,7 @@ static void end(struct np_engine *e, int64_t now) {
 
 static void decide(struct np_engine *e) {
     int64_t now = np_now(), elapsed = now - e->window.since, busy = elapsed - e->window.waited;
-    int64_t each = busy / e->window.writes;
+    int64_t each = (busy - (int64_t)e->window.bytes / NP_COPIES) / e->window.writes; /* apart from the sending */
     np_sender now_by = e->window.begun;
     np_sender then_by = e->cpus > 1 && each >= (now_by == NP_BY_NETPOLLER ? NP_WORK_ENOUGH : NP_WORK) ? NP_BY_NETPOLLER
                                                                                                      : NP_BY_WORKER;
@@ -44,10 +45,11 @@ static void decide(struct np_engine *e) {
     new_window(e, now);
 }
 
-int np_hand_over(np_engine *e, np_desc *d) {
+int np_hand_over(np_engine *e, np_desc *d, size_t size) {
     if (!e || !d || e->mode != NP_AUTO || e->dead) {
         return 0;
     }
+    e->window.bytes += size;
     if (!e->switching && ++e->window.writes >= NP_WINDOW) {
         decide(e);
     }

@@ -124,7 +124,7 @@ unsigned np_disarm(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigne
 static void reset(struct np_desc *d) {
     np_set(&d->disarmed, 0);
     d->sending = d->reading = d->halt = 0;
-    d->hot_w = d->tell_w = d->asked_w = 0;
+    d->hot_w = d->tell_w = d->tell_full = d->asked_w = 0;
     np_set(&d->writable, 1); /* until a send says otherwise */
     np_set(&d->send_err, 0);
     np_set(&d->pending, (size_t)0);

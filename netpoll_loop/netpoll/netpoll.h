@@ -186,16 +186,23 @@ ssize_t np_sendv(np_engine *e, np_desc *d, const struct iovec *iov, int count);
  * for what was queued to be sent in a batch only after np_tell. */
 int np_queue(np_engine *e, np_desc *d, const void *buf, size_t size, void *cookie);
 
+/* The same, but in NP_AUTO it is sent with the other writes of the turn in any
+ * case: by the next np_poll or np_park, or by the netpoller if that stalls. */
+int np_queue_for_turn(np_engine *e, np_desc *d, const void *buf, size_t size, void *cookie);
+
 /* Reports the progress of others with the write queue as NP_W, until the
  * queue is empty.  1: something is queued; 0: nothing is, so that nothing need
  * come (unless something is queued later). */
 int np_tell(np_engine *e, np_desc *d);
 
-/* The worker is about to write to d.  1: np_queue it, it is sent with the other
- * writes of the turn; 0: np_send it, which also finds out whether d is
+/* Reports it, once, as NP_W if the socket doesn't take all that is queued. */
+void np_tell_full(np_engine *e, np_desc *d);
+
+/* The worker is about to write so many bytes to d.  1: np_queue_for_turn it;
+ * 0: np_send it, which also finds out whether d is
  * writable.  NP_AUTO changes its mind by how busy the worker is (adapt.c); the
  * other modes never hand over by this. */
-int np_hand_over(np_engine *e, np_desc *d);
+int np_hand_over(np_engine *e, np_desc *d, size_t size);
 
 /* Another thread computes, and the worker has to wait for the GIL again and
  * again (1), or no longer (0): how busy it looks says nothing then, and CPUs

@@ -54,6 +54,7 @@ enum {
     NP_SMALL_TURN = 16,  /* writes in a turn, up to which the netpoller sends each at once: later there would be
                             nothing left to do beside it */
 };
+#define NP_COPIES 4                  /* bytes that a send copies in a ns */
 #define NP_WORK (12 * 1000LL)        /* ns between two writes, to begin */
 #define NP_WORK_ENOUGH (7 * 1000LL)  /* ... to go on: less by the send that others do now */
 #define NP_QUIET (1000 * 1000LL)     /* ns of one wait that ends it */
@@ -199,6 +200,7 @@ struct np_desc {
     /* The write side.  Under lock. */
     uint8_t hot_w;          /* the netpoller goes on by itself: nobody else need start a drain */
     uint8_t tell_w;         /* report the netpoller's progress until the queue is empty: np_tell */
+    uint8_t tell_full;      /* report the next EAGAIN: np_tell_full */
     uint8_t asked_w;        /* report the next edge although nothing is queued: np_notify_writable */
     atomic_uchar writable;  /* no EAGAIN since the last edge.  Atomic: the worker's dispatch looks at it
                                without the lock (relaxed; see np_dispatch) */
@@ -312,6 +314,7 @@ struct np_engine {
     struct {
         int64_t since, waited; /* ns: its beginning; how much of it the worker has waited */
         int writes;
+        size_t bytes; /* of them */
         int agreed; /* windows in a row */
         np_sender begun; /* what offload is, if that was decided here */
         int contended; /* np_contended */

@@ -236,8 +236,12 @@ int np_drain(struct np_engine *e, struct np_desc *d, np_drainer by, size_t turn)
                 report |= NP_W;
             }
         } else if (err == EAGAIN || err == EWOULDBLOCK) {
-            if (!np_get(&d->writable)) {
-                break; /* blocked: the edge is still to come */
+            if (!np_get(&d->writable)) { /* blocked: the edge is still to come */
+                if (d->tell_full) {
+                    report |= NP_W;
+                }
+                d->tell_full = 0;
+                break;
             }
         } else {
             np_set(&d->send_err, err);
@@ -248,7 +252,7 @@ int np_drain(struct np_engine *e, struct np_desc *d, np_drainer by, size_t turn)
     }
     d->sending = 0;
     if (!d->out_head) {
-        d->tell_w = 0;
+        d->tell_w = d->tell_full = 0;
     }
     int wake = 0;
     if (by == NP_OTHER) {
@@ -320,7 +324,8 @@ void np_end_batch(struct np_engine *e) {
     }
 }
 
-int np_queue(np_engine *e, np_desc *d, const void *buf, size_t size, void *cookie) {
+/* for_turn: not at once, even in NP_AT_ONCE. */
+static int queue(struct np_engine *e, struct np_desc *d, const void *buf, size_t size, void *cookie, int for_turn) {
     int rc = np_check(e, d, NP_STREAM);
     if (rc < 0) {
         return rc;
@@ -348,7 +353,7 @@ int np_queue(np_engine *e, np_desc *d, const void *buf, size_t size, void *cooki
         }
         d->out_tail = w;
         np_set(&d->pending, np_get(&d->pending) + size);
-        if (!np_get(&e->offload)) {
+        if (!for_turn && np_get(&e->offload) == NP_AT_ONCE) {
             d->tell_w = 1;
         }
         start = np_get(&d->writable) && !d->sending && !d->hot_w;
@@ -358,10 +363,19 @@ int np_queue(np_engine *e, np_desc *d, const void *buf, size_t size, void *cooki
         free_write(e, w);
         return rc;
     }
-    if (start && !((e->mode == NP_DEDICATED || np_get(&e->offload)) && np_submit(e, d, NP_W))) {
+    int by_others = e->mode == NP_DEDICATED || np_get(&e->offload) != NP_AT_ONCE || for_turn;
+    if (start && !(by_others && np_submit(e, d, NP_W))) {
         drain_here(e, d, NP_CALLER);
     }
     return 0;
+}
+
+int np_queue(np_engine *e, np_desc *d, const void *buf, size_t size, void *cookie) {
+    return queue(e, d, buf, size, cookie, 0);
+}
+
+int np_queue_for_turn(np_engine *e, np_desc *d, const void *buf, size_t size, void *cookie) {
+    return queue(e, d, buf, size, cookie, e && e->mode == NP_AUTO);
 }
 
 int np_tell(np_engine *e, np_desc *d) {
@@ -373,6 +387,14 @@ int np_tell(np_engine *e, np_desc *d) {
     int queued = d->out_head != NULL;
     np_unlock(e, d);
     return queued;
+}
+
+void np_tell_full(np_engine *e, np_desc *d) {
+    if (np_check(e, d, NP_STREAM) == 0) {
+        np_lock(e, d);
+        d->tell_full = d->out_head != NULL;
+        np_unlock(e, d);
+    }
 }
 
 np_sender np_offload(np_engine *e, np_sender by) {
@@ -432,7 +454,7 @@ void np_discard(np_engine *e, np_desc *d) {
         np_lock(e, d);
     }
     np_finish_all(e, d);
-    d->halt = d->hot_w = d->tell_w = 0;
+    d->halt = d->hot_w = d->tell_w = d->tell_full = 0;
     np_unlock(e, d);
 }
 

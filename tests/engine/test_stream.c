@@ -647,6 +647,37 @@ TEST(a_batch_leaves_at_the_end_of_the_turn_in_one_piece_for_each_stream, 30) {
     engine_end(e);
 }
 
+TEST(a_socket_that_is_full_is_reported_once_if_asked, 30) {
+    for (np_sender by = NP_BY_NETPOLLER; by <= NP_BY_WORKER; by++) {
+        struct config c = {"", NP_AUTO, 1, 0};
+        np_engine *e = engine(&c);
+        int fds[2];
+        static char big[8 << 20];
+        pair(fds);
+        np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+        wait_bits(e, NULL, 0, 20);
+        for (int asked = 0; asked <= 1; asked++) {
+            EQ(np_offload(e, by), by);
+            EQ(np_queue(e, d, big, sizeof big, "cookie"), 0);
+            if (asked) np_tell_full(e, d);
+            EQ(wait_bits(e, asked ? "d" : NULL, asked ? NP_W : 0, asked ? 2000 : 50) & NP_W, asked ? NP_W : 0);
+            CHECK(np_pending(d) > 0);
+            EQ(wait_bits(e, NULL, 0, 50), 0);
+            np_discard(e, d);
+            CHECK(np_done(e));
+            char buf[4096];
+            while (recv(fds[1], buf, sizeof buf, MSG_DONTWAIT) > 0) {
+            }
+            wait_bits(e, NULL, 0, 20);
+        }
+        np_tell_full(NULL, NULL);
+        np_close(e, d);
+        close(fds[0]);
+        close(fds[1]);
+        engine_end(e);
+    }
+}
+
 TEST(a_turn_that_does_not_end_keeps_no_batch_back, 30) {
     for (np_sender by = NP_BY_NETPOLLER; by <= NP_BY_WORKER; by++) {
         struct config c = {"", NP_AUTO, 1, 0};
@@ -754,7 +785,7 @@ static int handed_over(np_engine *e, np_desc *d, int rounds, int64_t work_ns, in
     for (int i = 0; i < rounds; i++) {
         np_event ev[4];
         work(work_ns);
-        yes += np_hand_over(e, d);
+        yes += np_hand_over(e, d, 100);
         turn(e, ev, 4, wait_ms);
         while (np_done(e)) {
         }
@@ -781,7 +812,7 @@ TEST(auto_hands_over_while_the_worker_is_busy_and_does_much_between_two_writes, 
             turn(e, ev, 4, 20);
             np_get_stats(e, &after);
             EQ(after.offloading, 0);
-            EQ(np_hand_over(e, d), 0);
+            EQ(np_hand_over(e, d, 100), 0);
         }
         if (mode == NP_AUTO) { /* busy, with little work for each */
             CHECK(handed_over(e, d, 2000, 1000, 0) > 0);
@@ -797,12 +828,12 @@ TEST(auto_hands_over_while_the_worker_is_busy_and_does_much_between_two_writes, 
         np_contended(e, 0);
         CHECK((handed_over(e, d, 1000, 30 * 1000, 0) > 0) == can);
         np_close(e, d);
-        EQ(np_hand_over(e, NULL), 0);
+        EQ(np_hand_over(e, NULL, 100), 0);
         close(fds[0]);
         close(fds[1]);
         engine_end(e);
     }
-    EQ(np_hand_over(NULL, NULL), 0);
+    EQ(np_hand_over(NULL, NULL, 0), 0);
     np_contended(NULL, 1);
 }
 
