@@ -85,7 +85,8 @@ void *np_done(np_engine *e) {
 static ssize_t send_retry(int fd, const struct msghdr *msg) {
     ssize_t n;
     do {
-        n = sendmsg(fd, msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+        n = msg->msg_iovlen == 1 ? np_call_send(fd, msg->msg_iov->iov_base, msg->msg_iov->iov_len)
+                                 : sendmsg(fd, msg, MSG_NOSIGNAL | MSG_DONTWAIT);
     } while (n < 0 && errno == EINTR);
     np_chaos();
     return n;
