@@ -332,3 +332,75 @@ def test_bulk_that_is_paused_and_half_closed_by_itself_always_ends(tcp_pair, swi
         loop.run_until_complete(loop.shutdown_default_executor())
     finally:
         loop.close()
+
+
+@pytest.mark.parametrize("then", ["nothing", "close", "write_eof", "abort", "get_write_buffer_size"])
+def test_the_error_of_a_write_comes_before_the_end_of_what_is_read(run, loop, socket_pair, then):
+    async def main():
+        for _ in range(6):
+            # In each state of a loop that changes its mind in every turn.
+            await asyncio.sleep(0)
+            sock, peer = socket_pair()
+            transport, protocol = await loop.create_connection(Recorder, sock=sock)
+            transport.write(b"first")
+            peer.close()
+            transport.write(b"second")
+            if then != "nothing":
+                getattr(transport, then)()
+            await turns()
+            assert isinstance(protocol.lost_with, (BrokenPipeError, ConnectionResetError))
+
+    run(main())
+
+
+def test_what_is_written_before_abort_has_been_sent(run, loop, socket_pair):
+    async def main():
+        for _ in range(6):
+            await asyncio.sleep(0)
+            sock, peer = socket_pair()
+            transport, protocol = await loop.create_connection(Recorder, sock=sock)
+            transport.write(b"to ")
+            transport.write(b"the end")
+            transport.abort()
+            await turns()
+            assert protocol.lost
+            assert peer.recv(100) == b"to the end"
+
+    run(main())
+
+
+def test_a_protocol_that_writes_more_than_its_limit_in_a_turn_is_paused_and_resumed(run, loop, socket_pair):
+    class Writer(Recorder):
+        paused = 0
+        resumed = 0
+
+        def pause_writing(self):
+            self.paused += 1
+
+        def resume_writing(self):
+            self.resumed += 1
+
+    async def main():
+        for size in (40_000, 70_000, 300_000):
+            await asyncio.sleep(0)
+            sock, peer = socket_pair()
+            peer.setblocking(False)
+            transport, protocol = await loop.create_connection(Writer, sock=sock)
+            expected = b""
+            while not protocol.paused:
+                for i in range(3):
+                    piece = bytes([i]) * size
+                    expected += piece
+                    transport.write(piece)
+                await asyncio.sleep(0.001)
+                assert len(expected) < 5_000_000
+            assert transport.get_write_buffer_size() > 64 * 1024
+            got = bytearray()
+            while len(got) < len(expected):
+                got += await loop.sock_recv(peer, 1 << 20)
+            await asyncio.sleep(0.01)
+            assert bytes(got) == expected
+            assert protocol.paused == protocol.resumed == 1
+            put_away(transport)
+
+    run(main())

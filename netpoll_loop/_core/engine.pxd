@@ -90,6 +90,7 @@ cdef extern from "netpoll.h" nogil:
     int np_queue(np_engine *e, np_desc *d, const void *buf, size_t size, void *cookie)
     int np_tell(np_engine *e, np_desc *d)
     int np_queue_for_turn(np_engine *e, np_desc *d, const void *buf, size_t size, void *cookie)
+    int np_send_error(np_desc *d)
     void np_tell_full(np_engine *e, np_desc *d)
     int np_hand_over(np_engine *e, np_desc *d, size_t size)
     void np_contended(np_engine *e, int contended)

@@ -20,7 +20,7 @@ from netpoll_loop._core.address cimport RAW_SIZE, address_object
 from netpoll_loop._core.engine cimport (
     NP_ERR, NP_HUP, NP_R, NP_STREAM, NP_W, iovec, np_discard, np_flush, np_more,
     np_hand_over, np_notify_writable, np_pending, np_queue, np_queue_for_turn,
-    np_recv, np_send, np_sendv, np_tell,
+    np_recv, np_send, np_send_error, np_sendv, np_tell,
     np_tell_full,
 )
 from netpoll_loop._core.handles cimport raise_what_is_set
@@ -248,9 +248,12 @@ cdef class StreamTransport(SocketTransport):
 
     cdef int send_what_waits(self) except -1:
         """For who looks, what waits for the end of the turn only is in the socket already, as far as it takes it."""
+        cdef ssize_t left
         if not self.writing and self.buffered_bytes():
-            np_flush(self.loop.engine, self.desc)
+            left = np_flush(self.loop.engine, self.desc)
             self.loop.reap()
+            if left < 0:
+                self._fatal_error(os_error(left), "Fatal write error on socket transport")
         return 0
 
     # ---- the protocol ----------------------------------------------------------
@@ -316,7 +319,10 @@ cdef class StreamTransport(SocketTransport):
 
     cdef int serve(self, uint32_t bits) except -1:
         cdef object context
-        if bits & (NP_R | NP_HUP | NP_ERR) and self.reads():
+        if bits & NP_ERR and np_send_error(self.desc):
+            # Of a write that came before whatever there is to read.
+            bits = NP_W | NP_ERR
+        if bits & (NP_R | NP_HUP | NP_ERR) and not np_send_error(self.desc) and self.reads():
             context = self.context
             if not self.enter(context, bits):
                 return 0
@@ -794,6 +800,9 @@ cdef class StreamTransport(SocketTransport):
         if self._closing or self._eof:
             return
         self.check_caller()
+        self.send_what_waits()
+        if self._closing:
+            return
         self._eof = True
         if not self.unsent():
             self.shut_down_writing()
@@ -840,6 +849,9 @@ cdef class StreamTransport(SocketTransport):
         if self._closing:
             return
         self.check_caller()
+        self.send_what_waits()
+        if self._closing:
+            return
         self._closing = True
         if not self.unsent():
             self._conn_lost += 1

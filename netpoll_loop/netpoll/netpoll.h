@@ -232,6 +232,9 @@ void np_settle(np_engine *e);
  * (np_tell is implied), or -errno of the failed send (the netpoller's included). */
 ssize_t np_flush(np_engine *e, np_desc *d);
 
+/* -errno of the failed send, 0 if none has failed. */
+int np_send_error(np_desc *d);
+
 /* Bytes queued and not yet accepted by the kernel. */
 size_t np_pending(np_desc *d);
 

@@ -441,6 +441,8 @@ ssize_t np_flush(np_engine *e, np_desc *d) {
     return err ? -err : (ssize_t)np_get_acq(&d->pending);
 }
 
+int np_send_error(np_desc *d) { return d && d->kind ? -np_get(&d->send_err) : 0; }
+
 size_t np_pending(np_desc *d) { return d && d->kind ? np_get_acq(&d->pending) : 0; }
 
 void np_discard(np_engine *e, np_desc *d) {
