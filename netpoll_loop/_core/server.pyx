@@ -166,8 +166,8 @@ cdef class Listener(Descriptor):
             self.failed(self.loop, exc)
         finally:
             PyContext_Exit(self.context)
-        if self.desc is not NULL:
-            self.loop.rearm.append(self)
+            if self.desc is not NULL:
+                self.loop.rearm.append(self)
         return 0
 
     cdef int deliver(self, int fd, sockaddr_storage *address, socklen_t length) except -1:
@@ -200,8 +200,6 @@ cdef class Listener(Descriptor):
             "exception": exc,
             "socket": _trsock.TransportSocket(self.sock),
         })
-        if self.desc is not NULL:
-            self.loop.rearm.append(self)
         return 0
 
     def _accept_again(self):

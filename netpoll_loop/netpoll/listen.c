@@ -80,8 +80,9 @@ int np_accept(np_engine *e, np_desc *d, struct sockaddr_storage *addr, socklen_t
         d->reading = 0;
         np_unlock(e, d);
     }
-    if (conn >= 0 || conn == -EAGAIN) {
-        (void)np_arm_again(e, d); /* if the netpoller had reported it in a takeover */
+    if (conn == -EAGAIN) {
+        /* If the netpoller had reported it in a takeover.  Not while there are more: it would report each of them. */
+        (void)np_arm_again(e, d);
     }
     return conn;
 }

@@ -4,12 +4,14 @@
  * so nobody ever has to read it.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -173,6 +175,18 @@ int np_os_wait(struct np_os *os, int64_t timeout_ns, struct np_os_event *out, in
         n++;
     }
     return n;
+}
+
+/* The kernel doubles a full table, and if threads share it waits for a grace
+ * period of RCU each time. */
+void np_os_make_room(struct np_os *os) {
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+        int fd = fcntl(os->kick_fd, F_DUPFD_CLOEXEC, limit.rlim_cur < 4096 ? (int)limit.rlim_cur - 1 : 4095);
+        if (fd >= 0) {
+            close(fd);
+        }
+    }
 }
 
 void np_os_kick(struct np_os *os) {

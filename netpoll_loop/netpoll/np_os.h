@@ -53,6 +53,11 @@ int np_os_remove(struct np_os *os, int fd);
  * time is over, or only a kick, then *kicked = 1), or -EINTR. */
 int np_os_wait(struct np_os *os, int64_t timeout_ns, struct np_os_event *out, int max, int *kicked);
 
+/* Before a second thread exists: makes room in the process's descriptor table,
+ * for as many as 4096.  To grow it later, step by step, can take milliseconds
+ * for each step then. */
+void np_os_make_room(struct np_os *os);
+
 /* Ends the present wait, or the next one if nobody waits. */
 void np_os_kick(struct np_os *os);
 

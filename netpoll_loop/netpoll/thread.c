@@ -428,6 +428,7 @@ static void *thread_main(void *arg) {
 static int create_thread(struct np_engine *e) {
     pthread_attr_t attr;
     sigset_t all, before;
+    np_os_make_room(&e->os);
     pthread_attr_init(&attr);
     pthread_attr_setstacksize(&attr, NP_STACK);
     sigfillset(&all);
