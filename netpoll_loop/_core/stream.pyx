@@ -11,6 +11,7 @@ Behaviour and texts are those of asyncio's ``_SelectorSocketTransport``.
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.contextvars cimport PyContext_CopyCurrent, PyContext_Enter, PyContext_Exit
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from libc.errno cimport EAGAIN, errno
@@ -82,9 +83,14 @@ cdef enum:
     LARGE_WRITE = 32 * 1024
     # asyncio's limit, if the user sets no other one.
     HIGH_WATER = 64 * 1024
-    # At a time, into a StreamReader's buffer: it grows and shrinks with each read, and the C library's
-    # allocator gives larger blocks back to the kernel each time.
-    FEED_MAX = 64 * 1024
+    # At a time, into a StreamReader's buffer.
+    FEED_MAX = 256 * 1024
+
+# Received and written data comes in blocks that grow and shrink, and a StreamReader's buffer with each read. At first the
+# GNU C library gives each one of 128 KiB, and each free end of its heap, back to the kernel at once, to get it anew, page
+# fault by page fault. The first large block that is freed teaches it to keep those that are smaller (mallopt(3), "dynamic
+# mmap threshold"), so here is one.
+PyMem_RawFree(PyMem_RawMalloc(1024 * 1024))
 
 cdef object BufferedProtocol = _protocols.BufferedProtocol
 cdef object StreamReader = _streams.StreamReader
