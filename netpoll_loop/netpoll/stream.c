@@ -315,8 +315,11 @@ void np_end_batch(struct np_engine *e) {
     if (!e->batched) {
         return;
     }
-    int was_small = e->last_turn <= NP_SMALL_TURN; /* then each was due at once */
-    e->last_turn = e->batched;
+    int was_small = np_small_turns(e); /* then each was due at once */
+    e->usual_turn -= e->usual_turn / 8;
+    if (e->usual_turn < e->batched) {
+        e->usual_turn = e->batched;
+    }
     e->batched = 0;
     if (np_get(&e->offload) != NP_BY_NETPOLLER) {
         drain_submitted(e);

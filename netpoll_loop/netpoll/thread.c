@@ -217,8 +217,7 @@ int np_submit(struct np_engine *e, struct np_desc *d, unsigned bits) {
         }
     } else {
         e->batched++;
-        int small = e->last_turn <= NP_SMALL_TURN && np_get(&e->offload) == NP_BY_NETPOLLER;
-        if (small || np_get_sc(&e->token) == NP_NETPOLLER) { /* or a stall: see take_over */
+        if ((np_small_turns(e) && np_get(&e->offload) == NP_BY_NETPOLLER) || np_get_sc(&e->token) == NP_NETPOLLER) { /* or a stall: see take_over */
             np_make_due(e);
         }
     }
