@@ -6,7 +6,8 @@
  * written to one descriptor in pieces leaves in one.  Who sends it, depends on
  * how much the worker does between two writes: a handoff costs both threads
  * something, so little work makes the worker send by itself, at the end of its
- * turn.  Busyness and work are looked at in windows of NP_WINDOW writes, one
+ * turn; and at once in small turns, so that the peers have something to do
+ * meanwhile.  Busyness and work are looked at in windows of NP_WINDOW writes, one
  * clock call each; NP_AGREE windows must agree to change anything but that the
  * worker is no longer busy: that ends it at once, and so does a single wait of
  * NP_QUIET.  The constants are in netpoll_internal.h.
@@ -49,11 +50,23 @@ int np_hand_over(np_engine *e, np_desc *d, size_t size) {
     if (!e || !d || e->mode != NP_AUTO || e->dead) {
         return 0;
     }
+    e->turn_writes++;
     e->window.bytes += size;
     if (!e->switching && ++e->window.writes >= NP_WINDOW) {
         decide(e);
     }
-    return np_get(&e->offload) && (np_get(&d->writable) || np_get(&d->pending));
+    switch (np_get(&e->offload)) {
+    case NP_BY_WORKER:
+        if (np_small_turns(e) && !e->switching) {
+            return 0;
+        }
+        break;
+    case NP_BY_NETPOLLER:
+        break;
+    default:
+        return 0;
+    }
+    return np_get(&d->writable) || np_get(&d->pending);
 }
 
 void np_waited(struct np_engine *e, int64_t from, int64_t to) {

@@ -51,8 +51,8 @@ enum {
     NP_AGREE = 2,        /* windows in a row that must ask for it */
     NP_BUSY = 90,        /* per cent of the time that the worker doesn't wait, to begin */
     NP_BUSY_ENOUGH = 70, /* ... to go on */
-    NP_SMALL_TURN = 16,  /* writes in a turn, up to which the netpoller sends each at once: later there would be
-                            nothing left to do beside it */
+    NP_SMALL_TURN = 16,  /* writes in a turn, up to which each is sent at once, by whom ever: at its end there would
+                            be nothing left to do beside it, for us or for the peers */
 };
 #define NP_COPIES 4                  /* bytes that a send copies in a ns */
 #define NP_WORK (12 * 1000LL)        /* ns between two writes, to begin */
@@ -310,6 +310,7 @@ struct np_engine {
     unsigned home;              /* worker only: RUNNING or IDLE, what a park returns to */
     atomic_uint offload;        /* np_sender: np_offload.  Worker writes; np_get_stats reads (relaxed) */
     unsigned batched;           /* worker only: submitted in this turn */
+    unsigned turn_writes;       /* worker only: np_hand_over in this turn */
     unsigned usual_turn;        /* ... in the larger ones of late: between them come small ones, of what could be
                                    answered before the batch was sent */
     struct {

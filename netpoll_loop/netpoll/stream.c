@@ -312,13 +312,16 @@ static void drain_submitted(struct np_engine *e) {
 }
 
 void np_end_batch(struct np_engine *e) {
+    int was_small = np_small_turns(e); /* then each was due at once */
+    if (e->turn_writes) {
+        e->usual_turn -= e->usual_turn / 8;
+        if (e->usual_turn < e->turn_writes) {
+            e->usual_turn = e->turn_writes;
+        }
+        e->turn_writes = 0;
+    }
     if (!e->batched) {
         return;
-    }
-    int was_small = np_small_turns(e); /* then each was due at once */
-    e->usual_turn -= e->usual_turn / 8;
-    if (e->usual_turn < e->batched) {
-        e->usual_turn = e->batched;
     }
     e->batched = 0;
     if (np_get(&e->offload) != NP_BY_NETPOLLER) {

@@ -815,11 +815,20 @@ TEST(auto_hands_over_while_the_worker_is_busy_and_does_much_between_two_writes, 
             EQ(np_hand_over(e, d, 100), 0);
         }
         if (mode == NP_AUTO) { /* busy, with little work for each */
-            CHECK(handed_over(e, d, 2000, 1000, 0) > 0);
+            EQ(handed_over(e, d, 2000, 1000, 0), 0); /* one in each turn */
             np_get_stats(e, &after);
             EQ(after.batching, 1);
             EQ(after.offloading, 0);
             np_event ev[4];
+            for (int turns = 0; turns < 20; turns++) {
+                int in_turn = 0;
+                for (int i = 0; i < 40; i++) {
+                    work(1000);
+                    in_turn += np_hand_over(e, d, 100);
+                }
+                EQ(in_turn, turns ? 40 : 0);
+                turn(e, ev, 4, 0);
+            }
             turn(e, ev, 4, 20);
         }
         EQ(handed_over(e, d, 200, 50 * 1000, 1), 0); /* mostly waiting */
