@@ -370,24 +370,14 @@ def test_what_is_written_before_abort_has_been_sent(run, loop, socket_pair):
 
 
 def test_a_protocol_that_writes_more_than_its_limit_in_a_turn_is_paused_and_resumed(run, loop, socket_pair):
-    class Writer(Recorder):
-        paused = 0
-        resumed = 0
-
-        def pause_writing(self):
-            self.paused += 1
-
-        def resume_writing(self):
-            self.resumed += 1
-
     async def main():
         for size in (40_000, 70_000, 300_000):
             await asyncio.sleep(0)
             sock, peer = socket_pair()
             peer.setblocking(False)
-            transport, protocol = await loop.create_connection(Writer, sock=sock)
+            transport, protocol = await loop.create_connection(Recorder, sock=sock)
             expected = b""
-            while not protocol.paused:
+            while "pause_writing" not in protocol.calls:
                 for i in range(3):
                     piece = bytes([i]) * size
                     expected += piece
@@ -400,7 +390,7 @@ def test_a_protocol_that_writes_more_than_its_limit_in_a_turn_is_paused_and_resu
                 got += await loop.sock_recv(peer, 1 << 20)
             await asyncio.sleep(0.01)
             assert bytes(got) == expected
-            assert protocol.paused == protocol.resumed == 1
+            assert protocol.calls.count("pause_writing") == protocol.calls.count("resume_writing") == 1
             put_away(transport)
 
     run(main())

@@ -455,9 +455,9 @@ def _mapping_is_there():
     variable = contextvars.ContextVar("variable")
     context = contextvars.Context()
     copy = context.copy()
-    before = <size_t>variables(<PyObject *>context)
     if contextvars.Context.__basicsize__ < <Py_ssize_t>(sizeof(PyObject) + 2 * sizeof(void *)):
         return False
+    before = <size_t>variables(<PyObject *>context)
     if not before or <size_t>variables(<PyObject *>copy) != before:
         return False
     context.run(variable.set, 1)
@@ -474,7 +474,7 @@ cdef bint contexts_are_shared = _mapping_is_there()
 
 cdef inline int take_context(Handle handle) except -1:
     global snapshot
-    cdef PyObject *old
+    cdef PyObject *old = NULL
     cdef PyObject *current = PyThreadState_Get().context
     if not contexts_are_shared or current is NULL:
         handle.context = CopyCurrent()
@@ -488,15 +488,11 @@ cdef inline int take_context(Handle handle) except -1:
             raise_what_is_set()
         old = snapshot
         snapshot = current
-        # What it frees may call us.
-        handle.context = current
-        handle.context_state = SHARED
-        Py_XINCREF(current)
-        Py_XDECREF(old)
-        return 0
     handle.context = snapshot
     handle.context_state = SHARED
     Py_XINCREF(snapshot)
+    # What it frees may call us.
+    Py_XDECREF(old)
     return 0
 
 

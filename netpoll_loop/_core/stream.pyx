@@ -26,7 +26,7 @@ from netpoll_loop._core.engine cimport (
 )
 from netpoll_loop._core.handles cimport raise_what_is_set
 from netpoll_loop._core.scheduler cimport SCRATCH_SIZE, Scheduler
-from netpoll_loop._core.transport cimport SocketTransport, os_error
+from netpoll_loop._core.transport cimport HIGH_WATER, SocketTransport, os_error
 
 import os
 import sys
@@ -81,10 +81,6 @@ cdef enum:
     # Written in a turn to one transport, and sent together at its end.
     BATCH_MAX = 256 * 1024
     LARGE_WRITE = 32 * 1024
-    # asyncio's limit, if the user sets no other one.
-    HIGH_WATER = 64 * 1024
-    # At a time, into a StreamReader's buffer.
-    FEED_MAX = 256 * 1024
 
 # Received and written data comes in blocks that grow and shrink, and a StreamReader's buffer with each read. At first the
 # GNU C library gives each one of 128 KiB, and each free end of its heap, back to the kernel at once, to get it anew, page
@@ -325,10 +321,11 @@ cdef class StreamTransport(SocketTransport):
 
     cdef int serve(self, uint32_t bits) except -1:
         cdef object context
-        if bits & NP_ERR and np_send_error(self.desc):
+        cdef bint send_failed = np_send_error(self.desc) != 0
+        if send_failed and bits & NP_ERR:
             # Of a write that came before whatever there is to read.
             bits = NP_W | NP_ERR
-        if bits & (NP_R | NP_HUP | NP_ERR) and not np_send_error(self.desc) and self.reads():
+        if bits & (NP_R | NP_HUP | NP_ERR) and not send_failed and self.reads():
             context = self.context
             if not self.enter(context, bits):
                 return 0
@@ -440,7 +437,7 @@ cdef class StreamTransport(SocketTransport):
         cdef object waiter
         cdef Py_ssize_t size = PyByteArray_GET_SIZE(buffer)
         cdef ssize_t count
-        count = np_recv(self.loop.engine, self.desc, self.loop.scratch, FEED_MAX)
+        count = np_recv(self.loop.engine, self.desc, self.loop.scratch, SCRATCH_SIZE)
         if count > 0:
             try:
                 PyByteArray_Resize(buffer, size + count)

@@ -6,6 +6,11 @@ from netpoll_loop._core.engine cimport socklen_t
 from netpoll_loop._core.scheduler cimport Scheduler
 
 
+cdef enum:
+    # asyncio's limit of the write buffer, in bytes, if the user sets no other one.
+    HIGH_WATER = 64 * 1024
+
+
 cdef class SocketTransport(Descriptor):
     # Users put attributes on transports.
     cdef dict __dict__

@@ -43,7 +43,7 @@ cdef object os_error(ssize_t negative):
 
 cdef class SocketTransport(Descriptor):
     def __cinit__(self):
-        self._high_water = 64 * 1024  # asyncio's
+        self._high_water = HIGH_WATER
         self._low_water = 16 * 1024
 
     cdef int adopt(self, Scheduler loop, object sock, object extra) except -1:
@@ -268,7 +268,7 @@ cdef class SocketTransport(Descriptor):
     def set_write_buffer_limits(self, high=None, low=None):
         """asyncio.WriteTransport.set_write_buffer_limits, in bytes."""
         if high is None:
-            high = 64 * 1024 if low is None else 4 * low
+            high = HIGH_WATER if low is None else 4 * low
         if low is None:
             low = high // 4
         if not high >= low >= 0:

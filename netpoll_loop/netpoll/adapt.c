@@ -55,15 +55,8 @@ int np_hand_over(np_engine *e, np_desc *d, size_t size) {
     if (!e->switching && ++e->window.writes >= NP_WINDOW) {
         decide(e);
     }
-    switch (np_get(&e->offload)) {
-    case NP_BY_WORKER:
-        if (np_small_turns(e) && !e->switching) {
-            return 0;
-        }
-        break;
-    case NP_BY_NETPOLLER:
-        break;
-    default:
+    unsigned by = np_get(&e->offload);
+    if (by == NP_AT_ONCE || (by == NP_BY_WORKER && np_small_turns(e) && !e->switching)) {
         return 0;
     }
     return np_get(&d->writable) || np_get(&d->pending);

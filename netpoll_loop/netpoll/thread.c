@@ -217,7 +217,8 @@ int np_submit(struct np_engine *e, struct np_desc *d, unsigned bits) {
         }
     } else {
         e->batched++;
-        if ((np_small_turns(e) && np_get(&e->offload) == NP_BY_NETPOLLER) || np_get_sc(&e->token) == NP_NETPOLLER) { /* or a stall: see take_over */
+        int at_once = np_small_turns(e) && np_get(&e->offload) == NP_BY_NETPOLLER;
+        if (at_once || np_get_sc(&e->token) == NP_NETPOLLER) { /* the latter in a stall: see take_over */
             np_make_due(e);
         }
     }

@@ -10,8 +10,8 @@
  * Shown: one thread at a time is in send(2) (no two owners); every byte arrives
  * in order, or its write was discarded; every queued write comes back once
  * (np_done); what the netpoller stops with, goes on, and what was told of is
- * reported (else the worker waits for ever: an invalid end state); nobody touches the fd after np_close; np_settle
- * leaves nothing that was not tried.
+ * reported (else the worker waits for ever: an invalid end state); nobody
+ * touches the fd after np_close; np_settle leaves nothing that was not tried.
  *
  *   -DDEDICATED   NP_DEDICATED; else NP_AUTO
  *   -DBUG_x       a seeded bug; run.sh lists them
