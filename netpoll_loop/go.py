@@ -236,7 +236,8 @@ class Go(typing.Generic[_T]):
             self._reported = isinstance(exc, asyncio.CancelledError)
         self._coroutine = self._function = self._task = None
         self._done = True
-        while self._waiters:
+        # Not "while self._waiters": popitem() alone is one step, also without a GIL.
+        while True:
             try:
                 waiter, _ = self._waiters.popitem()
             except KeyError:

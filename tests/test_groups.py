@@ -21,7 +21,6 @@ from peers import until
 
 import netpoll_loop
 
-trustme = pytest.importorskip("trustme")
 
 pytestmark = pytest.mark.netpoll_only("worker groups are netpoll_loop's")
 
@@ -862,6 +861,7 @@ def test_streams_and_their_context(group):
 
 @pytest.fixture(scope="module")
 def contexts():
+    trustme = pytest.importorskip("trustme")
     authority = trustme.CA()
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(server)

@@ -2,8 +2,8 @@
 """What the ready queue holds: runnables, handles and timer handles.
 
 Owns the callback, its arguments and its context until it has run or was
-cancelled.  Everything here is touched with the GIL held; only the thread that
-holds P runs a runnable.
+cancelled.  Everything here is touched with the GIL held, or by the thread that
+has P (freethreading.pxd); only that one runs a runnable.
 
 Handles and the garbage collector: a handle that waits in a running loop is
 alive, whatever refers to it, and so is all that it refers to.  The collector
@@ -17,6 +17,10 @@ tracked then (Scheduler.track_all).
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from libc.string cimport memcpy
+
+from netpoll_loop._core.freethreading cimport FREE_THREADED
+
+cimport cython
 
 import contextvars
 import inspect
@@ -268,7 +272,10 @@ cdef class Handle(Runnable):
         if result is not NULL:
             Py_XDECREF(result)
             Exit(self.context)
-            if self.context_state == OWN and REFCNT(<PyObject *>self) == 1 and REFCNT(self.context) == 1:
+            if (
+                not FREE_THREADED
+                and self.context_state == OWN and REFCNT(<PyObject *>self) == 1 and REFCNT(self.context) == 1
+            ):
                 keep_context(self)
             return 0
         return self.leave_failed()
@@ -326,9 +333,10 @@ cdef class ThreadSafeHandle(Handle):
         return _stdlib_threadsafe_handle
 
     cdef int run(self) except -1:
-        if self._cancelled:
-            return 0
-        self.runner = PyThread_get_thread_ident()
+        with cython.critical_section(self):
+            if self._cancelled:
+                return 0
+            self.runner = PyThread_get_thread_ident()
         try:
             Handle.run(self)
         finally:
@@ -345,10 +353,19 @@ cdef class ThreadSafeHandle(Handle):
                 self.ended.wait()
         return 0
 
+    cdef int cancel_now(self) except -1:
+        with cython.critical_section(self):
+            if FREE_THREADED and self.runner:
+                # What it runs with is its own; on 3.13, where nobody has waited, it is too late for more.
+                self._cancelled = True
+            else:
+                Handle.cancel_now(self)
+        return 0
+
     def cancel(self):
         """Cancels the callback; waits if it is running in another thread."""
         self.wait()
-        Handle.cancel(self)
+        self.cancel_now()
 
     def cancelled(self):
         """Whether cancel() was called; waits if the callback is running in another thread."""
@@ -469,7 +486,7 @@ def _mapping_is_there():
     return <size_t>variables(<PyObject *>copy) != after == <size_t>variables(<PyObject *>context)
 
 
-cdef bint contexts_are_shared = _mapping_is_there()
+cdef bint contexts_are_shared = not FREE_THREADED and _mapping_is_there()
 
 
 cdef inline int take_context(Handle handle) except -1:
@@ -568,7 +585,7 @@ cdef inline bint keep(PyObject *o, pool *free) noexcept:
         PyObject_ClearWeakRefs(o)
     drop_all(o)
     (<Handle>o).debug = None
-    if free.count == FREE_MAX:
+    if FREE_THREADED or free.count == FREE_MAX:
         for i in range(free.nones):
             Py_XDECREF(Py_None)
         PyObject_GC_Del(o)

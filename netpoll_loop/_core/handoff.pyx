@@ -4,7 +4,8 @@
 P is the right to run the loop's callbacks, and exactly one thread has it.  The
 thread that calls run_forever is M0; spares are threads that wait for an offer.
 Everything here is touched with the GIL held, but for the two waits in
-netpoll/handoff.c, which are made without it.
+netpoll/handoff.c, which are made without it.  Where there is no GIL, the loop's
+critical section stands for it (freethreading.pxd).
 
 The states of P, and who moves it where:
 
@@ -38,6 +39,8 @@ from netpoll_loop._core.engine cimport np_wake
 from netpoll_loop._core.handles cimport Runnable
 from netpoll_loop._core.scheduler cimport Scheduler
 from netpoll_loop._core.sock cimport SockLoop
+
+cimport cython
 
 import asyncio
 import collections
@@ -105,6 +108,7 @@ cdef enum BodyState:
     CLOSED
 
 cdef object get_running_loop = _events._get_running_loop
+cdef object set_running_loop = _events._set_running_loop
 cdef object swap_current_task = getattr(_tasks, "_swap_current_task", None)
 cdef object current_task = _tasks.current_task
 cdef object enter_task = _tasks._enter_task
@@ -181,11 +185,11 @@ def _all_tasks(loop=None):
     if running is not loop or not isinstance(loop, HandoffLoop):
         return listed_tasks(loop)
     # 3.14 looks at the other threads only if the loop doesn't run in this one.
-    _events._set_running_loop(None)
+    set_running_loop(None)
     try:
         return listed_tasks(loop)
     finally:
-        _events._set_running_loop(running)
+        set_running_loop(running)
 
 
 cdef class HandoffLoop(SockLoop):
@@ -277,19 +281,27 @@ cdef class HandoffLoop(SockLoop):
 
     cdef int stand_in(self, Offers offers, uint64_t number) except -1:
         """On a spare: takes P, if the offer still stands, and runs the loop until somebody else is to."""
-        if self.state != OFFERED or self.number != number or self.offers is not offers:
+        if not self.accept(offers, number):
             return 0
-        np_retract(self.offers.offers)
-        self.idle -= 1
-        self.state = HELD
-        self.owner = PyThread_get_thread_ident()
         try:
             self.note_spread()
             self.drive()
         finally:
-            if self.offers is offers:
-                self.idle += 1
+            with cython.critical_section(self):
+                if self.offers is offers:
+                    self.idle += 1
         return 0
+
+    @cython.critical_section
+    cdef bint accept(self, Offers offers, uint64_t number) except -1:
+        """Whether this spare now has P."""
+        if self.state != OFFERED or self.number != number or self.offers is not offers:
+            return False
+        np_retract(self.offers.offers)
+        self.idle -= 1
+        self.state = HELD
+        self.owner = PyThread_get_thread_ident()
+        return True
 
     cdef int note_spread(self) except -1:
         if not self.spread:
@@ -320,42 +332,52 @@ cdef class HandoffLoop(SockLoop):
                 if self.state == GONE:
                     break
                 # This thread has P, and none of its callbacks is running.
-                if self.carried is not None or self._stopping:
-                    self.give_home()
-                elif self.home_seat is not None:
-                    self.give(self.home_seat)
-                elif self.seats and self.turns > self.turns_at_grant:
-                    self.give(self.seats.popleft())
-                else:
-                    continue
-                break
+                if (self.wanted or self._stopping) and self.give_away():
+                    break
         finally:
-            if _events._get_running_loop() is self:
-                _events._set_running_loop(None)
+            if get_running_loop() is self:
+                set_running_loop(None)
             sys.set_asyncgen_hooks(*hooks)
             sys.set_coroutine_origin_tracking_depth(depth)
         return 0
+
+    @cython.critical_section
+    cdef bint give_away(self) except -1:
+        """Whether a spare that has P has given it to who is to have it now."""
+        if self.carried is not None or self._stopping:
+            self.give_home()
+        elif self.home_seat is not None:
+            self.give(self.home_seat)
+        elif self.seats and self.turns > self.turns_at_grant:
+            self.give(self.first_seat())
+        else:
+            return False
+        return True
 
     # ---- P -----------------------------------------------------------------------
 
     cdef int settle_in(self) except -1:
         """This thread has P: it is the one on which the loop runs."""
-        _events._set_running_loop(self)
-        self._thread_id = PyThread_get_thread_ident()
+        set_running_loop(self)
+        self.thread_id = <int64_t>PyThread_get_thread_ident()
         return 0
 
     cdef void recount(self) noexcept:
         self.wanted = <int>len(self.seats) + (self.home_seat is not None) + (self.carried is not None)
 
+    @cython.critical_section
     cdef int carry(self, exc) except -1:
         self.carried = exc
         self.recount()
         self.changes += 1
         return 0
 
+    cdef Seat first_seat(self):
+        return self.seats.popleft()
+
     cdef int give(self, Seat seat) except -1:
         """To the thread in the seat."""
-        _events._set_running_loop(None)
+        set_running_loop(None)
         self.grant(seat)
         return 0
 
@@ -364,7 +386,7 @@ cdef class HandoffLoop(SockLoop):
             self.home_seat = None
         self.state = HELD
         self.owner = seat.ident
-        self._thread_id = seat.ident
+        self.thread_id = <int64_t>seat.ident
         self.turns_at_grant = self.turns
         self.recount()
         seat.granted = True
@@ -373,16 +395,17 @@ cdef class HandoffLoop(SockLoop):
 
     cdef int give_home(self) except -1:
         """The run is over, as soon as M0 is there."""
-        _events._set_running_loop(None)
+        set_running_loop(None)
         if self.home_seat is not None:
             return self.grant(self.home_seat)
         self.state = HOME
         self.owner = 0
-        self._thread_id = -1
+        self.thread_id = -1
         if self.m0_seat is not None:
             np_seat_call(self.m0_seat.seat)
         return 0
 
+    @cython.critical_section
     cdef object take_back(self, uint64_t number):
         """This thread needs P. What a signal handler has raised meanwhile, to be raised as soon as possible.
 
@@ -440,6 +463,7 @@ cdef class HandoffLoop(SockLoop):
                 deadline = -1
         return pending
 
+    @cython.critical_section
     cdef int interrupt(self, exc) except -1:
         """Raises exc's type in the callback that runs, so that it gets to M0 through the loop."""
         cdef object cls = type(exc)
@@ -449,6 +473,7 @@ cdef class HandoffLoop(SockLoop):
 
     # ---- bodies ---------------------------------------------------------------------
 
+    @cython.critical_section
     cdef int enter_body(self, Body body) except -1:
         cdef unsigned long me = PyThread_get_thread_ident()
         if self.state != HELD or self.owner != me or self.forked or not self.ensure_spare():
@@ -460,8 +485,8 @@ cdef class HandoffLoop(SockLoop):
             body.task = current_task(self)
             if body.task is not None:
                 leave_task(self, body.task)
-        _events._set_running_loop(None)
-        self._thread_id = -1
+        set_running_loop(None)
+        self.thread_id = -1
         body.current_handle = self._current_handle
         self._current_handle = None
         body.loop = self
@@ -475,7 +500,7 @@ cdef class HandoffLoop(SockLoop):
         if not self.idle and (self.home_seat is not None or self.seats):
             # No spare watches: an offer would stand, although somebody is there who waits for P.
             body.number = 0
-            self.grant(self.home_seat if self.home_seat is not None else self.seats.popleft())
+            self.grant(self.home_seat if self.home_seat is not None else self.first_seat())
         elif self.long_bodies >= LONG_BODIES:
             body.since = after(0)
             body.number = self.number = np_offer(self.offers.offers, 1)
@@ -483,6 +508,7 @@ cdef class HandoffLoop(SockLoop):
             body.number = self.number = np_offer(self.offers.offers, 0)
         return 0
 
+    @cython.critical_section
     cdef int leave_body(self, Body body) except -1:
         cdef object pending
         body.state = CLOSED
@@ -513,6 +539,7 @@ cdef class HandoffLoop(SockLoop):
             enter_task(self, body.task)
         return 0
 
+    @cython.critical_section
     cdef int abandon(self, Body body, bint in_task) except -1:
         """The coroutine has awaited in its body: P comes back now, and the body's end raises."""
         cdef object pending
@@ -527,6 +554,7 @@ cdef class HandoffLoop(SockLoop):
             raise pending
         return 0
 
+    @cython.critical_section
     cdef int attend(self) except -1:
         """Between two callbacks, after something has happened; whether the turn is to end here."""
         cdef Body body
@@ -586,6 +614,7 @@ cdef class HandoffLoop(SockLoop):
 
     # ---- the run ----------------------------------------------------------------------------
 
+    @cython.critical_section
     cdef int between_turns(self) except -1:
         """M0 has P, and somebody else needs it, or something is to be raised."""
         cdef object exc, pending = None
@@ -593,7 +622,7 @@ cdef class HandoffLoop(SockLoop):
         if self.carried is None and self.seats and self.turns > self.turns_at_grant:
             seat = Seat()
             self.home_seat = seat
-            self.give(self.seats.popleft())
+            self.give(self.first_seat())
             pending = self.wait_in(seat, True)
             self.state = HELD
             self.owner = self.m0
@@ -616,8 +645,9 @@ cdef class HandoffLoop(SockLoop):
 
     def _enter_run(self):
         Scheduler._enter_run(self)
-        self.m0 = self.owner = PyThread_get_thread_ident()
-        self.state = HELD
+        with cython.critical_section(self):
+            self.m0 = self.owner = PyThread_get_thread_ident()
+            self.state = HELD
         self.turns_at_grant = self.turns
 
     def _leave_run(self):
@@ -625,7 +655,7 @@ cdef class HandoffLoop(SockLoop):
         if body is not None:
             # KeyboardInterrupt has gone through, past its end.
             self.abandon(body, False)
-            self._thread_id = None
+            self.thread_id = 0
         self.release_held()
         self.carried = None
         self.state = NONE
@@ -633,6 +663,7 @@ cdef class HandoffLoop(SockLoop):
         self.recount()
         Scheduler._leave_run(self)
 
+    @cython.critical_section
     cdef int run_on_worker(self) except -1:
         """M0 parks and serves signals; a worker thread runs the loop."""
         cdef int rc
@@ -640,8 +671,8 @@ cdef class HandoffLoop(SockLoop):
         cdef object exc, raised = None
         if not self.ensure_spare():
             raise RuntimeError("can't start a worker thread")
-        _events._set_running_loop(None)
-        self._thread_id = -1
+        set_running_loop(None)
+        self.thread_id = -1
         self.m0_seat = Seat()
         self.inside += 1
         self.owner = 0
@@ -661,8 +692,7 @@ cdef class HandoffLoop(SockLoop):
                     deadline = -1
                 try:
                     PyErr_CheckSignals()
-                    while self.errands:
-                        self.errands.popleft()()
+                    self.run_errands()
                 except BaseException as exc:
                     raised = exc
                     if self.carried is None:
@@ -675,13 +705,17 @@ cdef class HandoffLoop(SockLoop):
             self.state = HELD
             self.owner = self.m0
             self.settle_in()
-        while self.errands:
-            self.errands.popleft()()
+        self.run_errands()
         exc = self.carried
         if exc is not None:
             self.carried = None
             self.recount()
             raise exc
+        return 0
+
+    cdef int run_errands(self) except -1:
+        while self.errands:
+            self.errands.popleft()()
         return 0
 
     def _on_m0(self, function):
@@ -724,14 +758,13 @@ cdef class HandoffLoop(SockLoop):
     def _close_core(self):
         cdef Seat seat
         Scheduler._close_core(self)
-        self.state = GONE
-        # Only now: whoever came while callbacks were dropped has taken a seat, too.
-        waiting = list(self.seats)
-        self.seats.clear()
-        for item in waiting:
-            seat = item
-            seat.closed = True
-            np_seat_call(seat.seat)
+        with cython.critical_section(self):
+            self.state = GONE
+            # Only now: whoever came while callbacks were dropped has taken a seat, too.
+            while self.seats:
+                seat = self.first_seat()
+                seat.closed = True
+                np_seat_call(seat.seat)
         self.held.clear()
         self.dismiss()
 

@@ -24,12 +24,16 @@ cdef class Scheduler(Home):
     cdef np_engine *engine
     cdef np_event *events
     cdef readonly str _mode
+    # Without a GIL: what other threads have posted, in the loop's critical section; whether there is something.
+    cdef list inbox
+    cdef bint posted
     # What asyncio's base classes assign and read. All of it has a place here, so that a loop
     # has no __dict__ until its user sets an attribute: the interpreter finds the methods of
     # such an object faster.
     cdef public bint _closed
     cdef public bint _stopping
-    cdef public object _thread_id
+    # See _thread_id in scheduler.pyx.
+    cdef int64_t thread_id
     cdef public object _task_factory
     cdef public object _asyncgens
     cdef public object _asyncgens_shutdown_called
@@ -114,6 +118,9 @@ cdef class Scheduler(Home):
     cdef int ring_push(self, object runnable) except -1
     cdef int ring_grow(self) except -1
     cdef object ring_pop(self)
+    cdef int post(self, Handle handle) except -1
+    cdef int take_posted(self) except -1
+    cdef int free_engine(self) except -1
     cdef int turn(self) except -1
     cdef bint poll_is_due(self) noexcept
     cdef void learn_ticks(self) noexcept

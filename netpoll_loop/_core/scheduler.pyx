@@ -4,8 +4,9 @@
 A turn is asyncio's: poll, queue what the events make ready, queue the timers
 that are due, then run what was queued when the running began.  The worker
 holds the poll token only inside np_poll and np_park, never while Python runs.
-Everything here is touched with the GIL held; call_soon_threadsafe pushes on
-the ready queue from any thread and wakes the worker if it sleeps.
+Everything here is touched with the GIL held, by the thread that has P;
+call_soon_threadsafe pushes on the ready queue from any thread and wakes the
+worker if it sleeps.  Without a GIL it pushes on the inbox: see freethreading.pxd.
 """
 
 from cpython.exc cimport PyErr_CheckSignals
@@ -21,10 +22,13 @@ from netpoll_loop._core.engine cimport (
     np_park_cancel, np_park_prepare, np_poll, np_rearm, np_set_running, np_set_spin, np_settle, np_stats, np_switch_always,
     np_thread_start, np_thread_stop, np_ticks, np_wake,
 )
+from netpoll_loop._core.freethreading cimport FREE_THREADED
 from netpoll_loop._core.handles cimport (
     Handle, Home, Runnable, ThreadSafeHandle, TimerHandle, new_handle, new_threadsafe_handle, new_timer, settle,
     forget_contexts,
 )
+
+cimport cython
 
 import inspect
 import os
@@ -107,6 +111,7 @@ cdef class Scheduler(Home):
 
     def __cinit__(self, *args, **kwargs):
         self.timers = TimerHeap()
+        self.inbox = []
         self.descriptors = {}
         self.still = []
         self.rearm = []
@@ -148,6 +153,16 @@ cdef class Scheduler(Home):
         PyObject_GenericSetAttr(self, name, NULL)
         if name == _time_name:
             self.time_replaced = False
+
+    # The thread that has P, -1 while that is changing, None while the loop doesn't run. Any thread may ask.
+    @property
+    def _thread_id(self):
+        cdef int64_t thread_id = self.thread_id
+        return None if thread_id == 0 else thread_id
+
+    @_thread_id.setter
+    def _thread_id(self, value):
+        self.thread_id = 0 if value is None else <int64_t>value
 
     # ---- the ready queue ----------------------------------------------------
 
@@ -210,6 +225,9 @@ cdef class Scheduler(Home):
         if self._debug or self.inside:
             foreign = self.check_caller(<object>callback, "call_soon")
         cdef Handle handle = new_handle(self, callback, args, count, context)
+        if FREE_THREADED and self.posted:
+            # They came before.
+            self.take_posted()
         self.ring_push(handle)
         if foreign:
             np_wake(self.engine)
@@ -232,9 +250,35 @@ cdef class Scheduler(Home):
         if self._debug:
             self._check_callback(<object>callback, "call_soon_threadsafe")
         cdef Handle handle = new_threadsafe_handle(self, callback, args, count, context)
-        self.ring_push(handle)
-        np_wake(self.engine)
+        if FREE_THREADED:
+            self.post(handle)
+        else:
+            self.ring_push(handle)
+            np_wake(self.engine)
         return handle
+
+    cdef int post(self, Handle handle) except -1:
+        """Without a GIL: hands it to the thread that has P."""
+        cdef bint closed
+        with cython.critical_section(self):
+            closed = self._closed or self.engine is NULL
+            if not closed:
+                self.inbox.append(handle)
+                self.posted = True
+                np_wake(self.engine)
+        if closed:
+            raise RuntimeError("Event loop is closed")
+        return 0
+
+    @cython.critical_section
+    cdef int take_posted(self) except -1:
+        """What other threads have posted is ready."""
+        cdef list inbox = self.inbox
+        self.inbox = []
+        self.posted = False
+        for handle in inbox:
+            self.ring_push(handle)
+        return 0
 
     def call_later(self, delay, callback, *args, context=None):
         """asyncio.loop.call_later; delay in seconds."""
@@ -322,8 +366,9 @@ cdef class Scheduler(Home):
         np_wake(self.engine)
 
     def _write_to_self(self):
-        if self.engine is not NULL:
-            np_wake(self.engine)
+        with cython.critical_section(self):
+            if self.engine is not NULL:
+                np_wake(self.engine)
 
     def stop(self):
         """asyncio.loop.stop: run_forever returns after this turn."""
@@ -404,6 +449,8 @@ cdef class Scheduler(Home):
             self.dispatch(count)
         if self.still:
             self.serve_still()
+        if FREE_THREADED and self.posted:
+            self.take_posted()
         if self.head != self.tail:
             if self.quiet < QUIET_TURNS:
                 self.quiet += 1
@@ -428,7 +475,7 @@ cdef class Scheduler(Home):
             count = np_poll(self.engine, self.events, EVENTS_MAX)
             if count:
                 self.dispatch(count)
-            if self.head != self.tail or self._stopping or self.wanted:
+            if self.head != self.tail or self._stopping or self.wanted or self.posted:
                 return True
             if nanoseconds() >= end:
                 return False
@@ -440,7 +487,7 @@ cdef class Scheduler(Home):
             return self.wait_without_engine(deadline)
         forget_contexts()
         np_park_prepare(self.engine)
-        if self.head != self.tail or self._stopping or self.wanted:
+        if self.head != self.tail or self._stopping or self.wanted or self.posted:
             np_park_cancel(self.engine)
             return 0
         self.waiting = True
@@ -480,6 +527,8 @@ cdef class Scheduler(Home):
             PyErr_CheckSignals()
         elif self.still:
             self.serve_still()
+        if FREE_THREADED and self.posted:
+            self.take_posted()
         if self.timers.count:
             end = self.now() + CLOCK_RESOLUTION
             while self.timers.count and self.timers.first() < end:
@@ -707,12 +756,19 @@ cdef class Scheduler(Home):
             self.reap()
         self.still.clear()
         self.rearm.clear()
+        if self.posted:
+            self.take_posted()
         while self.head != self.tail:
             self.ring_pop()
         self.timers.clear()
         self.last_stats = self._core_stats()
+        self.free_engine()
+
+    @cython.critical_section
+    cdef int free_engine(self) except -1:
         np_engine_free(self.engine)
         self.engine = NULL
+        return 0
 
     # ---- the netpoller thread -----------------------------------------------
 
@@ -819,6 +875,8 @@ cdef tuple usual_names_before = ("context",)
 
 
 cdef inline bint usual(PyObject *names) noexcept:
+    if FREE_THREADED:
+        return names is NULL or <tuple>names == context_only
     return names is NULL or names == <PyObject *>usual_names or names == <PyObject *>usual_names_before or learn(names)
 
 

@@ -1,0 +1,21 @@
+"""Whether this Python has no GIL. A constant of the C compiler: what is for the other kind of build costs nothing.
+
+What holds in the core where there is none:
+
+  - The thread that has P touches the loop without a lock, as with the GIL. It is one thread at a time (handoff.pyx).
+  - Any other thread comes in by call_soon_threadsafe: into `inbox`, under the loop's critical section, out of which
+    the thread that has P takes what is there.
+  - What changes P's thread is done in the loop's critical section. Like the GIL, one is given up while its thread
+    waits; unlike the GIL, only who asks for it is kept out.
+  - Nothing is kept from one object for the next, or shared by all loops: no pool of handles, no shared Contexts.
+"""
+
+cdef extern from *:
+    """
+    #ifdef Py_GIL_DISABLED
+    #define NP_FREE_THREADED 1
+    #else
+    #define NP_FREE_THREADED 0
+    #endif
+    """
+    const bint FREE_THREADED "NP_FREE_THREADED"
