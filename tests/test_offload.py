@@ -394,3 +394,83 @@ def test_a_protocol_that_writes_more_than_its_limit_in_a_turn_is_paused_and_resu
             put_away(transport)
 
     run(main())
+
+
+def wait_in_a_callback(loop, condition, limit=10):
+    """The callback that runs doesn't end before the condition holds: the loop is stalled meanwhile."""
+    deadline = time.monotonic() + limit
+    while not condition(netpoll_loop.stats(loop)):
+        assert time.monotonic() < deadline, netpoll_loop.stats(loop)
+        time.sleep(0.001)
+
+
+#: docs/semantics.md, "Reads".
+AHEAD = 256 * 1024
+
+
+@pytest.mark.parametrize("size", [1000, AHEAD + 1, 3_000_000])
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_stalled_loops_connections_are_read_up_to_the_bound(tcp_pair, size, ends):
+    loop = make_loop("auto")
+    sock, peer = tcp_pair()
+    data = os.urandom(size)
+    received = []
+
+    def send():
+        peer.setblocking(True)
+        peer.sendall(data)
+        if ends:
+            peer.shutdown(socket.SHUT_WR)
+
+    async def main():
+        _, protocol = await loop.create_connection(Recorder, sock=sock)
+        await turns(3)
+        before = netpoll_loop.stats(loop).netpoller_syscalls
+        sender = threading.Thread(target=send)
+        sender.start()
+        wait_in_a_callback(loop, lambda seen: seen.bytes_received >= min(size, AHEAD))
+        assert netpoll_loop.stats(loop).netpoller_syscalls > before
+        time.sleep(0.02)
+        assert netpoll_loop.stats(loop).bytes_received == min(size, AHEAD)
+        assert not protocol.data
+        await until(lambda: len(protocol.data) == size and (not ends or "eof_received" in protocol.calls))
+        received.append(bytes(protocol.data))
+        sender.join(10)
+        protocol.transport.abort()
+        await until(lambda: protocol.lost)
+
+    try:
+        loop.run_until_complete(asyncio.wait_for(main(), 20))
+    finally:
+        loop.close()
+    assert received == [data]
+
+
+@pytest.mark.parametrize("paused", ["before the stall", "in the stall"])
+def test_a_paused_connection_is_not_read_in_a_stall(tcp_pair, paused):
+    """Whoever pauses it may give its socket away."""
+    loop = make_loop("auto")
+    sock, peer = tcp_pair()
+
+    async def main():
+        transport, protocol = await loop.create_connection(Recorder, sock=sock)
+        await turns(3)
+        if paused == "before the stall":
+            transport.pause_reading()
+        stalls = netpoll_loop.stats(loop).stalls
+        wait_in_a_callback(loop, lambda seen: seen.stalls > stalls)
+        if paused == "in the stall":
+            transport.pause_reading()
+        peer.sendall(b"for somebody else")
+        time.sleep(0.03)
+        assert netpoll_loop.stats(loop).bytes_received == 0
+        assert sock.recv(100, socket.MSG_PEEK) == b"for somebody else"
+        transport.resume_reading()
+        await until(lambda: protocol.data == b"for somebody else")
+        transport.abort()
+        await until(lambda: protocol.lost)
+
+    try:
+        loop.run_until_complete(asyncio.wait_for(main(), 20))
+    finally:
+        loop.close()

@@ -1,4 +1,5 @@
 from cpython.object cimport PyObject
+from libc.stdint cimport int64_t
 
 
 cdef class Runnable:
@@ -10,6 +11,8 @@ cdef class Home:
     cdef public bint _debug
     # In run_forever: what waits is kept alive by the loop.
     cdef bint running
+    # The thread that has P, -1 while that is changing, 0 while the loop doesn't run.
+    cdef int64_t thread_id
 
     cdef int forget_timer(self, TimerHandle handle) except -1
     cdef bint hold_back(self, Runnable runnable) except -1

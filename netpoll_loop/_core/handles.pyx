@@ -112,6 +112,11 @@ cdef class Home:
         return False
 
 
+cdef bint is_foreign(Home loop) noexcept:
+    """Whether another thread runs the loop than this one."""
+    return loop.thread_id != 0 and loop.thread_id != <int64_t>PyThread_get_thread_ident()
+
+
 cdef class DebugInfo:
     """What only debug mode knows of a handle."""
 
@@ -218,7 +223,10 @@ cdef class Handle(Runnable):
         Py_XDECREF(second)
 
     cdef int cancel_now(self) except -1:
-        if not self._cancelled:
+        if FREE_THREADED and self.loop is not NULL and is_foreign(<Home>self.loop):
+            # It may be about to run.
+            self._cancelled = True
+        elif not self._cancelled:
             self._cancelled = True
             if self.loop is not NULL and (<Home>self.loop)._debug:
                 # Kept for the slow-callback log, as in asyncio.
@@ -356,7 +364,7 @@ cdef class ThreadSafeHandle(Handle):
     cdef int cancel_now(self) except -1:
         with cython.critical_section(self):
             if FREE_THREADED and self.runner:
-                # What it runs with is its own; on 3.13, where nobody has waited, it is too late for more.
+                # On 3.13, where nobody waits for the end.
                 self._cancelled = True
             else:
                 Handle.cancel_now(self)

@@ -32,8 +32,6 @@ cdef class Scheduler(Home):
     # such an object faster.
     cdef public bint _closed
     cdef public bint _stopping
-    # See _thread_id in scheduler.pyx.
-    cdef int64_t thread_id
     cdef public object _task_factory
     cdef public object _asyncgens
     cdef public object _asyncgens_shutdown_called
@@ -119,6 +117,7 @@ cdef class Scheduler(Home):
     cdef int ring_grow(self) except -1
     cdef object ring_pop(self)
     cdef int post(self, Handle handle) except -1
+    cdef bint has_p(self) noexcept
     cdef int take_posted(self) except -1
     cdef int free_engine(self) except -1
     cdef int turn(self) except -1

@@ -64,6 +64,7 @@ cdef extern from "Python.h":
         const char *ml_doc
     int METH_FASTCALL
     int METH_KEYWORDS
+    unsigned long PyThread_get_thread_ident()
     object PyDescr_NewMethod(PyTypeObject *type, PyMethodDef *method)
     void PyType_Modified(PyTypeObject *type)
 
@@ -225,6 +226,9 @@ cdef class Scheduler(Home):
         if self._debug or self.inside:
             foreign = self.check_caller(<object>callback, "call_soon")
         cdef Handle handle = new_handle(self, callback, args, count, context)
+        if FREE_THREADED and not self.has_p():
+            self.post(handle)
+            return handle
         if FREE_THREADED and self.posted:
             # They came before.
             self.take_posted()
@@ -263,6 +267,8 @@ cdef class Scheduler(Home):
         with cython.critical_section(self):
             closed = self._closed or self.engine is NULL
             if not closed:
+                if not self.running:
+                    settle(handle)
                 self.inbox.append(handle)
                 self.posted = True
                 np_wake(self.engine)
@@ -270,14 +276,23 @@ cdef class Scheduler(Home):
             raise RuntimeError("Event loop is closed")
         return 0
 
+    cdef bint has_p(self) noexcept:
+        return self.thread_id == <int64_t>PyThread_get_thread_ident()
+
     @cython.critical_section
     cdef int take_posted(self) except -1:
-        """What other threads have posted is ready."""
+        """What other threads have posted is ready; a timer is posted to be set, and again to be cancelled."""
         cdef list inbox = self.inbox
         self.inbox = []
         self.posted = False
         for handle in inbox:
-            self.ring_push(handle)
+            if type(handle) is not TimerHandle:
+                self.ring_push(handle)
+            elif (<TimerHandle>handle).heap_index >= 0:
+                self.timers.remove(<TimerHandle>handle)
+            elif not (<TimerHandle>handle)._cancelled:
+                self.own_clock = self.clock_is_own()
+                self.timers.push(<TimerHandle>handle)
         return 0
 
     def call_later(self, delay, callback, *args, context=None):
@@ -318,6 +333,9 @@ cdef class Scheduler(Home):
             # NaN has no place in an order; asyncio finds it due at once.
             seconds = float("-inf")
         handle = new_timer(self, when, seconds, callback, args, count, context)
+        if FREE_THREADED and not self.has_p():
+            self.post(handle)
+            return handle
         self.timers.push(handle)
         if foreign:
             np_wake(self.engine)
@@ -353,7 +371,9 @@ cdef class Scheduler(Home):
             self.forget_timer(<TimerHandle>handle)
 
     cdef int forget_timer(self, TimerHandle handle) except -1:
-        if self.timers.remove(handle):
+        if FREE_THREADED and not self._closed and not self.has_p():
+            self.post(handle)
+        elif self.timers.remove(handle):
             settle(handle)
         return 0
 
@@ -519,6 +539,8 @@ cdef class Scheduler(Home):
         if self.rearm:
             # An exception that went through has kept the last turn from it.
             self.arm_again()
+        if FREE_THREADED and self.posted:
+            self.take_posted()
         if self.timers.count:
             self.own_clock = self.clock_is_own()
         if (self.quiet < QUIET_TURNS and not self.still) or self.poll_is_due():
@@ -662,6 +684,8 @@ cdef class Scheduler(Home):
 
     def _leave_run(self):
         self.running = False
+        if FREE_THREADED:
+            self.take_posted()
         self.track_all()
         forget_contexts()
         # What asyncio would have sent by now is sent.

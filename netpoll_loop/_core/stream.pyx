@@ -21,7 +21,7 @@ from netpoll_loop._core.address cimport RAW_SIZE, address_object
 from netpoll_loop._core.engine cimport (
     NP_ERR, NP_HUP, NP_R, NP_STREAM, NP_W, iovec, np_discard, np_flush, np_more,
     np_hand_over, np_notify_writable, np_pending, np_queue, np_queue_for_turn,
-    np_recv, np_send, np_send_error, np_sendv, np_tell,
+    np_read_ahead, np_recv, np_send, np_send_error, np_sendv, np_tell,
     np_tell_full,
 )
 from netpoll_loop._core.handles cimport raise_what_is_set
@@ -277,6 +277,7 @@ cdef class StreamTransport(SocketTransport):
         if self._closing or self._paused or self.started or self.desc is NULL:
             return
         self.started = True
+        np_read_ahead(self.loop.engine, self.desc, 1)
         if np_more(self.desc):
             self.loop.still.append(self)
 
@@ -285,6 +286,7 @@ cdef class StreamTransport(SocketTransport):
         if self._closing or self._paused:
             return
         self._paused = True
+        np_read_ahead(self.loop.engine, self.desc, 0)
         self.update_hold()
         if self.loop._debug:
             logger.debug("%r pauses reading", self)
@@ -295,6 +297,7 @@ cdef class StreamTransport(SocketTransport):
             return
         self._paused = False
         self.started = True
+        np_read_ahead(self.loop.engine, self.desc, 1)
         self.update_hold()
         if not self.read_eof and self.desc is not NULL and np_more(self.desc):
             self.loop.still.append(self)

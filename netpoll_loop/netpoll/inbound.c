@@ -1,10 +1,11 @@
 /* inbound.c: the read side of a stream.
  *
- * While the worker polls, np_recv is recv(2).  In NP_DEDICATED the netpoller
- * receives ahead, into exact-size chunks, bounded for each descriptor and for
- * the engine; at a bound it stops and leaves the rest to the kernel's buffer,
- * so that the peer is slowed down.  The end (end of file, or the error) stands
- * behind the last byte.
+ * While the worker polls, np_recv is recv(2).  In NP_DEDICATED, and while the
+ * worker of NP_AUTO is stalled, the netpoller receives ahead, into exact-size
+ * chunks, bounded for each descriptor and for the engine; at a bound it stops
+ * and leaves the rest to the kernel's buffer, so that the peer is slowed down.
+ * In NP_DEDICATED it goes on when there is room; what a stall has left is the
+ * worker's.  The end (end of file, or the error) stands behind the last byte.
  *
  * Order of bytes: whoever receives holds `reading`, and the worker receives by
  * itself only when nothing that the netpoller received is left.
@@ -98,10 +99,13 @@ static size_t take(struct np_engine *e, struct np_desc *d, char *buf, size_t siz
     return total;
 }
 
+/* NP_DEDICATED, NP_AUTO. */
 static ssize_t receive_ahead(struct np_engine *e, struct np_desc *d, void *buf, size_t size) {
     size_t n = np_get(&d->in_bytes) ? take(e, d, buf, size) : 0;
     if (n > 0) {
-        d->more = 0;
+        if (e->mode == NP_DEDICATED) {
+            d->more = 0;
+        }
         consumed(e, d, n);
         return (ssize_t)n;
     }
@@ -112,7 +116,7 @@ static ssize_t receive_ahead(struct np_engine *e, struct np_desc *d, void *buf, 
         np_unlock(e, d); /* came in this moment */
         return receive_ahead(e, d, buf, size);
     }
-    if (!end && !np_get_sc(&e->thread_on) && !d->reading) {
+    if (!end && !np_offloads(e) && !d->reading) {
         d->reading = mine = 1;
     }
     np_unlock(e, d);
@@ -129,7 +133,7 @@ static ssize_t receive_ahead(struct np_engine *e, struct np_desc *d, void *buf, 
     np_lock(e, d);
     d->reading = 0;
     np_unlock(e, d);
-    if (np_get_sc(&e->thread_on)) { /* started meanwhile, and may have found us reading */
+    if (np_offloads(e)) { /* started meanwhile, and may have found us reading */
         (void)np_submit(e, d, NP_R);
     }
     return got;
@@ -143,7 +147,21 @@ ssize_t np_recv(np_engine *e, np_desc *d, void *buf, size_t size) {
     if (size == 0) {
         return -EINVAL; /* its 0 could not be told from end of file */
     }
-    return e->mode == NP_DEDICATED ? receive_ahead(e, d, buf, size) : receive_here(e, d, buf, size);
+    return e->shared ? receive_ahead(e, d, buf, size) : receive_here(e, d, buf, size);
+}
+
+void np_read_ahead(np_engine *e, np_desc *d, int may) {
+    if (np_check(e, d, NP_STREAM) < 0) {
+        return;
+    }
+    np_lock(e, d);
+    d->ahead = (uint8_t)may;
+    for (unsigned round = 0; !may && e->mode == NP_AUTO && d->reading;) {
+        np_unlock(e, d);
+        np_backoff(&round);
+        np_lock(e, d);
+    }
+    np_unlock(e, d);
 }
 
 int np_more(np_desc *d) {
@@ -181,6 +199,10 @@ void np_drop_inbound(struct np_engine *e, struct np_desc *d) {
 /* How much it may receive now; 0: stop.  Under lock. */
 static size_t room(struct np_engine *e, struct np_desc *d) {
     size_t have = np_get(&d->in_bytes);
+    if (e->mode == NP_AUTO) { /* the worker is told, and goes on by itself */
+        int full = have >= NP_INBOUND || d->in_chunks >= NP_INBOUND_CHUNKS || np_get_sc(&e->in_total) >= NP_INBOUND_ALL;
+        return d->ahead && e->scratch && !full ? NP_INBOUND - have : 0;
+    }
     if (have >= NP_INBOUND || d->in_chunks >= NP_INBOUND_CHUNKS) {
         d->in_stopped = 1;
         return 0;
@@ -206,13 +228,13 @@ int np_net_receive(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigne
     if (flags) {
         d->in_hup = 1;
     }
-    /* If the worker is reading (only while the thread starts), it submits the
-     * descriptor when it is done. */
+    /* If the worker is reading, it submits the descriptor when it is done (NP_DEDICATED: only
+     * while the thread starts), or is told (NP_AUTO). */
     if (!np_get(&d->in_end) && !d->reading && !d->halt && (want = room(e, d)) > 0) {
         d->reading = 1;
     } else {
         want = 0;
-        if (flags) {
+        if (flags || e->mode == NP_AUTO) {
             wake = np_ready(e, d, NP_R | flags);
         }
     }

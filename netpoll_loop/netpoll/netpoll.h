@@ -164,10 +164,14 @@ void np_close(np_engine *e, np_desc *d);
 
 /* ---- Streams (worker) ---------------------------------------------------- */
 
-/* Receives into buf.  In NP_DEDICATED it takes what the netpoller has
- * received, otherwise it calls recv(2).  > 0 bytes, 0 end of file, -EAGAIN,
- * or -errno. */
+/* Receives into buf.  First what the netpoller has received: in NP_DEDICATED it
+ * does all of it, in NP_AUTO what it has found while the worker was stalled;
+ * otherwise it calls recv(2).  > 0 bytes, 0 end of file, -EAGAIN, or -errno. */
 ssize_t np_recv(np_engine *e, np_desc *d, void *buf, size_t size);
+
+/* NP_AUTO: whether the netpoller may receive from d while the worker is stalled;
+ * at first it may not.  After (.., 0) returns it receives no more. */
+void np_read_ahead(np_engine *e, np_desc *d, int may);
 
 /* Whether another np_recv may find something without a new event. */
 int np_more(np_desc *d);

@@ -210,13 +210,15 @@ struct np_desc {
     size_t sent_of_head;    /* bytes of the head that were sent */
     struct np_write *out_head, *out_tail;
 
-    /* The read side in NP_DEDICATED.  Under lock. */
+    /* The read side where the netpoller receives ahead: in NP_DEDICATED, and in
+     * a stall of NP_AUTO.  Under lock. */
+    uint8_t ahead;      /* NP_AUTO: it may: np_read_ahead */
     struct np_read *in_head, *in_tail; /* netpoller appends, worker takes the whole list */
     atomic_size_t in_bytes; /* received by the netpoller, not yet given to the caller: in_head's and mine's.
                                Atomic: np_more reads it without the lock. */
     atomic_int in_end;      /* NP_END_OF_FILE or -errno, after the last byte.  Atomic as above. */
     unsigned in_chunks;     /* in in_head */
-    uint8_t in_stopped;     /* readable, but at a bound: the worker submits it when there is room */
+    uint8_t in_stopped;     /* NP_DEDICATED: readable, but at a bound: the worker submits it when there is room */
     uint8_t in_hup;         /* RDHUP, HUP or ERR was seen: a short read does not mean drained */
     struct np_ring *ring;   /* NP_LISTEN; allocated by np_open */
     int accept_err;         /* errno of a failed accept, for one np_accept */
@@ -331,7 +333,7 @@ struct np_engine {
 
     _Alignas(64) struct np_counters by_netpoller;
     struct np_desc *hot_head, *hot_tail; /* netpoller thread only */
-    char *scratch;                       /* netpoller thread only; NP_DEDICATED */
+    char *scratch;                       /* netpoller thread only; NP_AUTO: in a stall */
 
     /* Token holder only (handed over by the token's release and acquire). */
     unsigned stale_waits;             /* in a row with stale_data */
@@ -447,7 +449,7 @@ void np_end_batch(struct np_engine *e);
 void np_finish_all(struct np_engine *e, struct np_desc *d);
 /* Netpoller: starts to drain if it may.  1 if it should go on. */
 int np_net_send(struct np_engine *e, struct np_desc *d, uint32_t tag);
-/* Netpoller, NP_DEDICATED: one receive.  1 if it should go on. */
+/* Netpoller, with the token: one receive.  1 if it should go on. */
 int np_net_receive(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigned bits);
 void np_drop_inbound(struct np_engine *e, struct np_desc *d);
 

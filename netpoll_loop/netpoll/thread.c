@@ -2,14 +2,15 @@
  *
  * NP_AUTO: it sends what the worker hands over (np_offload).  It ticks while the
  * worker is active, and takes the poll token when the worker has been inside
- * one callback for a tick.  It then drains write queues, and collects what else
- * happens for the worker; it does not receive or accept, since the worker's
- * reads are in the middle of something.
+ * one callback for a tick.  It then drains write queues, receives ahead, up to
+ * a bound, and collects what else happens for the worker; it does not accept,
+ * since a sibling process that shares the listener may have the time.
  *
  * NP_DEDICATED: it holds the token from its start to its stop, and does the
  * I/O: receives ahead, accepts, drains.
  */
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "netpoll_internal.h"
@@ -102,10 +103,6 @@ static void dispatch_stream(struct np_engine *e, struct np_desc *d, uint32_t tag
             d->asked_w = 0;
             wake = np_ready(e, d, NP_W);
         }
-    }
-    if (e->mode != NP_DEDICATED && (bits & (NP_R | NP_HUP | NP_ERR))) {
-        wake |= np_ready(e, d, (bits & (NP_R | NP_HUP | NP_ERR)) | (bits & NP_ERR ? NP_W : 0));
-        bits &= NP_W;
     }
     np_unlock(e, d);
     if (wake) {
@@ -275,6 +272,7 @@ static void take_over(struct np_engine *e) {
         return; /* the worker polls: no stall any more */
     }
     np_count(&e->by_netpoller.stalls, 1);
+    e->scratch = malloc(NP_SCRATCH); /* NULL: the worker receives all of it */
     while (np_get_sc(&e->token) == NP_NETPOLLER && !stopped(e)) {
         begin_pass(e);
         serve_submitted(e);
@@ -290,6 +288,8 @@ static void take_over(struct np_engine *e) {
         np_set_sc(&e->asleep, NP_AWAKE);
     }
     hand_back_hot(e);
+    free(e->scratch);
+    e->scratch = NULL;
     give_token(e);
 }
 

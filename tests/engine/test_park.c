@@ -218,6 +218,123 @@ static void wait_for_stall(np_engine *e, uint64_t stalls) {
     EQ(s.poller, NP_POLLER_NETPOLLER);
 }
 
+static void await_received(np_engine *e, uint64_t bytes) {
+    np_stats s;
+    int64_t end = now_ns() + 5000 * MS;
+    do {
+        sleep_ms(1);
+        np_get_stats(e, &s);
+    } while (s.bytes_received < bytes && now_ns() < end);
+    EQ(s.bytes_received, bytes);
+}
+
+/* All that a writer sends, with the end of file, by a worker that is back. */
+static void take_all(np_engine *e, np_desc *d, struct writer *w) {
+    static uint8_t buf[100000];
+    size_t at = 0;
+    for (;;) {
+        ssize_t n = np_recv(e, d, buf, sizeof buf);
+        if (n == 0) break;
+        if (n == -EAGAIN) {
+            CHECK(!np_more(d));
+            CHECK(wait_bits(e, "d", NP_R, 5000) & NP_R);
+            CHECK(np_more(d));
+            continue;
+        }
+        CHECK(n > 0);
+        verify(buf, (size_t)n, w->seed, at);
+        at += (size_t)n;
+    }
+    EQ(at, w->n);
+    CHECK(!np_more(d));
+}
+
+TEST(a_stalled_workers_streams_are_read_up_to_the_bound, 60) {
+    enum { BOUND = 256 * 1024 };
+    static const size_t sizes[] = {1, 5000, BOUND - 1, BOUND, BOUND + 1, 8 << 20};
+    np_engine *e = engine_of(NP_AUTO);
+    uint64_t stalls = 0, before = 0;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        int fds[2];
+        tcp_pair(fds);
+        np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+        np_read_ahead(e, d, 1);
+        struct writer w = {.fd = fds[1], .seed = 11, .n = sizes[i], .chunk = 30000};
+        wait_for_stall(e, ++stalls);
+        writer_start(&w);
+        await_received(e, before + (sizes[i] < BOUND ? sizes[i] : BOUND));
+        sleep_ms(20);
+        np_stats s;
+        np_get_stats(e, &s);
+        EQ(s.bytes_received, before + (sizes[i] < BOUND ? sizes[i] : BOUND)); /* and not a byte more */
+        before += sizes[i];
+        CHECK(wait_bits(e, "d", NP_R, 5000) & NP_R);
+        take_all(e, d, &w);
+        writer_join(&w);
+        np_close(e, d);
+        close(fds[0]);
+        close(fds[1]);
+        np_get_stats(e, &s);
+        stalls = s.stalls;
+    }
+    engine_end(e);
+}
+
+TEST(what_may_not_be_read_ahead_stays_in_the_socket, 30) {
+    enum { SIZE = 100000 };
+    np_engine *e = engine_of(NP_AUTO);
+    int fds[2];
+    char byte;
+    tcp_pair(fds);
+    np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+    wait_for_stall(e, 1);
+    struct writer w = {.fd = fds[1], .seed = 12, .n = SIZE, .chunk = SIZE};
+    np_read_ahead(e, d, 1);
+    np_read_ahead(e, d, 0);
+    writer_start(&w);
+    sleep_ms(50);
+    np_stats s;
+    np_get_stats(e, &s);
+    EQ(s.bytes_received, 0);
+    EQ(recv(fds[0], &byte, 1, MSG_PEEK | MSG_DONTWAIT), 1);
+    CHECK(wait_bits(e, "d", NP_R, 5000) & NP_R);
+    take_all(e, d, &w);
+    writer_join(&w);
+    np_close(e, d);
+    close(fds[0]);
+    close(fds[1]);
+    engine_end(e);
+}
+
+TEST(an_error_in_a_stall_stands_behind_what_came_before_it, 30) {
+    np_engine *e = engine_of(NP_AUTO);
+    for (uint64_t i = 1; i <= 3; i++) {
+        int fds[2];
+        char buf[16];
+        struct linger reset = {1, 0};
+        tcp_pair(fds);
+        np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+        np_read_ahead(e, d, 1);
+        wait_for_stall(e, i);
+        EQ(send(fds[1], "abc", 3, 0), 3);
+        await_received(e, 3 * i);
+        setsockopt(fds[1], SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+        close(fds[1]);
+        sleep_ms(5);
+        CHECK(wait_bits(e, "d", NP_R, 5000) & NP_R);
+        EQ(np_recv(e, d, buf, sizeof buf), 3);
+        ssize_t n;
+        for (int64_t end = now_ns() + 5000 * MS; (n = np_recv(e, d, buf, sizeof buf)) == -EAGAIN && now_ns() < end;) {
+            np_event ev[4];
+            turn(e, ev, 4, 10);
+        }
+        EQ(n, -ECONNRESET);
+        np_close(e, d);
+        close(fds[0]);
+    }
+    engine_end(e);
+}
+
 TEST(a_stalled_workers_write_queue_is_drained, 30) {
     np_engine *e = engine_of(NP_AUTO);
     int fds[2];

@@ -139,6 +139,7 @@ static void replace(struct world *w, struct conn *c, unsigned *rnd) {
     c->seed = seeds += 2;
     c->d = np_open(w->e, c->fd, NP_STREAM, c, NULL);
     CHECK(c->d);
+    np_read_ahead(w->e, c->d, 1);
     pthread_mutex_unlock(&w->lock);
 }
 
@@ -202,7 +203,10 @@ static void random_run(const struct config *cfg, int ms, int restarts) {
             if (np_pending(c->d) < WINDOW && next(&rnd) % 3 == 0) put_some(w, c, &rnd);
             unsigned what = next(&rnd) % 2000;
             if (what < 4) replace(w, c, &rnd);
-            if (what >= 4 && what < 30) c->paused = !c->paused;
+            if (what >= 4 && what < 30) {
+                c->paused = !c->paused;
+                np_read_ahead(w->e, c->d, !c->paused);
+            }
             if (what == 31 && cfg->mode == NP_AUTO) sleep_ms(25); /* a stall */
             if (cfg->offload && what >= 32 && what < 500) np_offload(w->e, (np_sender)(what % 3));
             if (cfg->offload && what == 500) np_settle(w->e);

@@ -7,10 +7,15 @@
  * step is what happens under np_desc.lock, or one system call. Sleeping is
  * park.pml's matter: here everybody sees at once what he waits for.
  *
+ * -DAUTO: the netpoller receives ahead in stalls, which begin and end at any
+ * moment (`thread_on`: it has the token), and the worker, which isn't stalled
+ * for ever, receives at any moment.
+ *
  * Shown: one thread at a time is in recv(2); the worker gets each byte once, in
  * order, and then the end of file (else it waits for ever: an invalid end
  * state); no event, byte or call of the first life reaches the second.
  *
+ *   -DENDLESS     no end of file, whose event would make up for one that was lost before
  *   -DBUG_x       a seeded bug; run.sh lists them
  */
 #ifndef BYTES
@@ -50,7 +55,9 @@ active proctype peer() {
     byte to_send;
     do
     :: atomic { fd_open && !shut && arrived < BYTES -> arrived++; edge = true; edge_life = life }
+#ifndef ENDLESS
     :: atomic { fd_open && !shut && arrived == BYTES -> shut = true; edge = true; edge_life = life }
+#endif
     :: over -> break
     od
 }
@@ -64,7 +71,7 @@ inline np_recv() { /* receive_ahead, into a buffer of one byte; leaves the next 
         :: taken < received -> /* take, consumed */
             taken++; n = 1;
             if
-            :: in_stopped && (received - taken) < BOUND / 2 + 1 ->
+            :: in_stopped && (received - taken) < BOUND / 2 + 1 -> /* never in AUTO */
 #ifndef BUG_STAYS_STOPPED
                 in_stopped = false; resume = true
 #else
@@ -77,6 +84,8 @@ inline np_recv() { /* receive_ahead, into a buffer of one byte; leaves the next 
             if
 #ifdef BUG_RECEIVES_BESIDE
             :: !in_end -> reading = true; mine = true
+#elif defined(AUTO)
+            :: !in_end && !reading -> reading = true; mine = true
 #else
             :: !in_end && !thread_on && !reading -> reading = true; mine = true
 #endif
@@ -101,7 +110,7 @@ inline np_recv() { /* receive_ahead, into a buffer of one byte; leaves the next 
             taken = taken + n; received = received + n; ended = eof; reading = false;
             more = n > 0
         };
-#ifndef BUG_START_UNNOTICED
+#if !defined(BUG_START_UNNOTICED) && !defined(AUTO)
         if
         :: thread_on -> submitted = true
         :: else
@@ -143,6 +152,9 @@ active proctype worker() {
         ended = false;
         do
         :: ended -> assert(taken == BYTES && shut); break
+#ifdef ENDLESS
+        :: taken == BYTES -> break
+#endif
         :: !ended && life == 1 && taken > 0 -> break /* closed in the middle */
         :: !ended && (more || taken < received || in_end) -> np_recv()
         :: atomic { ready -> assert(!ready_hup || shut); ready = false; ready_hup = false; more = true }
@@ -170,9 +182,20 @@ inline receive(its_tag) { /* np_net_receive; `hup`: of the event */
         :: CURRENT && !in_end && !halt && !reading ->
             its_life = life;
             if
+#ifdef AUTO
+#ifdef BUG_FULL_UNREPORTED
+            :: its_life = 0
+#else
+            :: ready = true; its_life = 0 /* at any moment: the engine is full, or it may not read ahead */
+#endif
+#else
             :: received - taken >= BOUND -> in_stopped = true
-            :: else -> want = BOUND - (received - taken); reading = true
+#endif
+            :: received - taken < BOUND -> want = BOUND - (received - taken); reading = true
             fi
+#if defined(AUTO) && !defined(BUG_READING_UNREPORTED)
+        :: CURRENT && reading -> ready = true
+#endif
         :: else
         fi;
         if
@@ -213,8 +236,10 @@ active proctype netpoller() {
     :: over -> break
     :: !over && lives > 0 ->
         lives--;
-        thread_on = true; /* np_thread_start */
+        thread_on = true; /* np_thread_start; take_over */
+#ifndef AUTO
         atomic { edge = edge || (fd_open && (arrived > left_kernel || shut)); edge_life = tag; in_stopped = false }; /* np_register_all */
+#endif
         if
         :: stops = true
         :: stops = false
@@ -238,6 +263,10 @@ active proctype netpoller() {
             fi;
             hot = false
         };
+#ifndef AUTO
         atomic { edge = edge || (fd_open && (arrived > left_kernel || shut)); edge_life = tag; in_stopped = false } /* np_register_all */
+#else
+        skip
+#endif
     od
 }

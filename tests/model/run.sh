@@ -121,7 +121,13 @@ writes() {
 
 reads() {
     clean reads safety
+    clean reads safety -DAUTO
+    clean reads safety -DAUTO -DENDLESS -DBYTES=4
     bug RECEIVES_BESIDE reads
+    bug RECEIVES_BESIDE reads -DAUTO
+    bug READING_UNREPORTED reads -DAUTO -DENDLESS
+    bug FULL_UNREPORTED reads -DAUTO -DENDLESS
+    bug CLOSE_DOES_NOT_WAIT reads -DAUTO
     bug START_UNNOTICED reads
     bug STAYS_STOPPED reads
     bug SHORT_READ_ENDS reads
