@@ -86,7 +86,7 @@ async def sock_recv_parked(loop: asyncio.AbstractEventLoop, count: int) -> None:
 
 OWN: dict[str, Workload] = {"echo-turn": echo_turn, "sock-recv": sock_recv, "sock-recv-parked": sock_recv_parked}
 ALL = {**WORKLOADS, **OWN}
-RECORDED = ["call-soon", "call-soon-chain", "call-later-cancel", "timers", "sleep-0", "gather", *OWN]
+RECORDED = ["call-soon", "call-soon-chain", "call-later-cancel", "timers", "sleep-0", "gather", "getaddrinfo", *OWN]
 
 # ---- counting ----
 

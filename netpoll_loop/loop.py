@@ -25,6 +25,7 @@ from typing import Any
 from netpoll_loop import forking
 from netpoll_loop._core.datagram import DatagramTransport
 from netpoll_loop._core.handoff import MAX_WORKERS, HandoffLoop
+from netpoll_loop._core.literal import answer_on
 from netpoll_loop._core.stream import StreamTransport
 from netpoll_loop.connecting import ConnectMixin
 from netpoll_loop.dns import resolve_literal
@@ -342,6 +343,9 @@ class Loop(HandoffLoop, ConnectMixin, ParametersMixin, SubprocessMixin):
         flags: int = 0,
     ) -> list[Any]:
         """asyncio.loop.getaddrinfo; address literals are answered without a thread."""
+        answer = answer_on(self, host, port, family, type, proto, flags)
+        if answer is not None:
+            return answer
         self._check_closed()
         if not self._debug:
             answer = resolve_literal(host, port, family, type, proto, flags)

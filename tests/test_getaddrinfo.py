@@ -1,5 +1,8 @@
 """loop.getaddrinfo: the same answers and the same errors as socket.getaddrinfo, literals without a thread."""
 
+import inspect
+import itertools
+import logging
 import socket
 
 import pytest
@@ -60,12 +63,20 @@ flags = st.lists(st.sampled_from([getattr(socket, name) for name in flag_names])
 usually_0 = st.just(0)
 
 
+def with_types(answer):
+    return [(*entry, *map(type, entry), *map(type, entry[4])) for entry in answer]
+
+
+def said_by(error):
+    return type(error), getattr(error, "errno", None), str(error)
+
+
 def outcome(function, *args, **kwargs):
     """What a call gave: its result with all types, or everything that an exception says."""
     try:
-        return [(*entry, *map(type, entry), *map(type, entry[4])) for entry in function(*args, **kwargs)]
+        return with_types(function(*args, **kwargs))
     except Exception as error:
-        return type(error), getattr(error, "errno", None), str(error)
+        return said_by(error)
 
 
 calls = st.tuples(any_host, ports, usually_0 | families, types, usually_0 | protos, usually_0 | flags)
@@ -127,6 +138,68 @@ def test_the_loop_answers_and_fails_as_socket_getaddrinfo_does(loop, run):
         assert outcome(ask, *call) == outcome(socket.getaddrinfo, *call)
 
     check()
+
+
+# Ways to ask, right ones and wrong ones; more than the loop keeps in mind.
+WAYS = [
+    *itertools.product(
+        [0], [0, 1, socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW], [0], [0, 1, 4, 0x20, 0x400]
+    ),
+    *itertools.product(
+        [0, socket.AF_INET, socket.AF_INET6],
+        [0, socket.SOCK_STREAM, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, True],
+        [0, socket.IPPROTO_TCP, socket.IPPROTO_UDP],
+        [socket.AI_PASSIVE, socket.AI_NUMERICHOST | socket.AI_NUMERICSERV, socket.AI_CANONNAME],
+    ),
+    (int(socket.AF_INET), 1, 6, 0),
+    (socket.AF_UNIX, 1, 0, 0),
+    (0, 1, 0, 2**31),
+    (2.0, 1, 0, 0),
+    (0, 1.0, 0, 0),
+    (0, 1, 0, None),
+]
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "255.255.255.255", "::1", "2001:DB8:0:0:0::7", "::ffff:192.0.2.1", "01.2.3.4"]
+)
+def test_it_makes_no_difference_whether_a_way_of_asking_is_new(loop, run, host):
+    async def ask(port, family, type, proto, flags):
+        try:
+            return with_types(await loop.getaddrinfo(host, port, family=family, type=type, proto=proto, flags=flags))
+        except Exception as error:
+            return said_by(error)
+
+    async def main():
+        for way in WAYS:
+            for port in (80, 0, 65535):
+                assert await ask(port, *way) == outcome(socket.getaddrinfo, host, port, *way), (port, *way)
+
+    run(main(), timeout=30)
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 2**31, 2**64, True, 80.0, "80", "http", None])
+def test_no_other_port_is_taken_for_a_known_one(loop, run, port):
+    for asked in (80, port):
+        expected = outcome(socket.getaddrinfo, "127.0.0.1", asked, type=socket.SOCK_STREAM)
+        assert outcome(lambda: run(loop.getaddrinfo("127.0.0.1", asked, type=socket.SOCK_STREAM))) == expected  # noqa: B023
+
+
+class Text(str):
+    pass
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1\0", "127.0.0.1\0x", "127.0.0.1%\0", "\u0661.2.3.4", "127.0.0.1 ", "\ud800", "::\uff11", Text("::1")],
+)
+def test_no_other_text_is_taken_for_a_literal(loop, run, host):
+    def ask():
+        return run(loop.getaddrinfo(host, 80, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST))
+
+    run(loop.getaddrinfo("127.0.0.1", 80, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST))
+    run(loop.getaddrinfo("::1", 80, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST))
+    assert outcome(ask) == outcome(socket.getaddrinfo, host, 80, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
 
 
 @pytest.mark.parametrize("host", ["localhost", b"localhost"])
@@ -191,26 +264,102 @@ def test_a_name_or_a_service_never_blocks_the_loop(loop, run, executor_calls, ho
 
 def test_a_patched_socket_getaddrinfo_is_asked(loop, run, monkeypatch):
     answer = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 1))]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: answer)
-    assert run(loop.getaddrinfo("127.0.0.1", 80)) == answer
+    stock = run(loop.getaddrinfo("127.0.0.1", 80))
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: answer)
+        assert run(loop.getaddrinfo("127.0.0.1", 80)) == answer
+    assert run(loop.getaddrinfo("127.0.0.1", 80)) == stock
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0::1", "127.1", "fe80::1%lo"])
 def test_an_audit_hook_sees_the_lookup_once(run_child, host):
     done = run_child(
         f"""
+        import socket
         seen = []
-        sys.addaudithook(lambda event, args: event == "socket.getaddrinfo" and seen.append(args))
+        sys.addaudithook(
+            lambda event, args: event == "socket.getaddrinfo" and seen.append([(type(arg), arg) for arg in args])
+        )
+        def since():
+            found = seen[:]
+            seen.clear()
+            return found
         async def main():
             loop = asyncio.get_running_loop()
-            for turn in range(2):
-                seen.clear()
-                await loop.getaddrinfo({host!r}, 80, type=1)
-                assert seen == [({host!r}, 80, 0, 1, 0)], seen
+            for type in (1, socket.SOCK_DGRAM, True):
+                socket.getaddrinfo({host!r}, 80, type=type)
+                expected = since()
+                for turn in range(3):
+                    await loop.getaddrinfo({host!r}, 80, type=type)
+                    found = since()
+                    assert len(found) == 1 and found == expected, found
         run_main(main())
         """
     )
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("error", ["RuntimeError", "OSError", "ValueError"])
+def test_an_audit_hook_can_refuse_a_lookup(run_child, error):
+    done = run_child(
+        f"""
+        refused = []
+        def hook(event, args):
+            if event == "socket.getaddrinfo" and refused:
+                raise {error}("no lookups")
+        sys.addaudithook(hook)
+        async def main():
+            loop = asyncio.get_running_loop()
+            await loop.getaddrinfo("127.0.0.1", 80, type=1)
+            refused.append(True)
+            try:
+                await loop.getaddrinfo("127.0.0.1", 80, type=1)
+            except {error} as error:
+                assert str(error) == "no lookups"
+            else:
+                raise AssertionError("it was looked up")
+        run_main(main())
+        """
+    )
+    assert done.stderr == ""
+
+
+def test_in_debug_mode_literals_are_looked_up_in_a_thread_and_logged(loop, run, executor_calls, caplog):
+    ask = {"family": socket.AF_INET, "type": socket.SOCK_STREAM}
+    expected = run(loop.getaddrinfo("127.0.0.1", 80, **ask))
+    executor_calls.clear()
+    loop.set_debug(True)
+    with caplog.at_level(logging.DEBUG, "asyncio"):
+        assert run(loop.getaddrinfo("127.0.0.1", 80, **ask)) == expected
+    assert len(executor_calls) == 1
+    assert "Get address info 127.0.0.1:80" in caplog.text
+
+
+def test_it_is_a_coroutine_function(loop):
+    assert inspect.iscoroutinefunction(loop.getaddrinfo)
+
+
+def test_nothing_is_looked_up_before_it_is_awaited(loop, run, monkeypatch):
+    answer = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 1))]
+    run(loop.getaddrinfo("127.0.0.1", 80))
+    coroutine = loop.getaddrinfo("127.0.0.1", 80)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: answer)
+    assert run(coroutine) == answer
+
+
+def test_a_subclass_can_resolve_names_its_own_way(loop_class, run):
+    class Loop(loop_class):
+        async def getaddrinfo(self, host, port, **options):
+            return await super().getaddrinfo("192.0.2.7" if host == "own" else host, port, **options)
+
+    own = Loop()
+    try:
+        expected = socket.getaddrinfo("192.0.2.7", 80, type=socket.SOCK_STREAM)
+        for _ in range(2):
+            assert run(own.getaddrinfo("own", 80, type=socket.SOCK_STREAM), on=own) == expected
+    finally:
+        own.run_until_complete(own.shutdown_default_executor())
+        own.close()
 
 
 def test_a_closed_loop_resolves_nothing(new_loop, run):

@@ -8,6 +8,7 @@ What holds in the core where there is none:
   - What changes P's thread is done in the loop's critical section. Like the GIL, one is given up while its thread
     waits; unlike the GIL, only who asks for it is kept out.
   - Nothing is kept from one object for the next, or shared by all loops: no pool of handles, no shared Contexts.
+    The templates of literal.pyx, which are, have a lock.
 """
 
 cdef extern from *:
