@@ -89,7 +89,7 @@ def measure(workers: int, spins: int, seconds: float) -> tuple[Load, list[int]]:
 
 def _row(work: float, spins: int, counts: Sequence[int], rounds: int, seconds: float) -> None:
     rates: dict[int, list[float]] = {count: [] for count in counts}
-    spread: dict[int, float] = {count: 0.0 for count in counts}
+    spread: dict[int, float] = dict.fromkeys(counts, 0.0)
     for number in range(rounds):
         for count in counts if number % 2 == 0 else reversed(counts):
             load, accepted = measure(count, spins, seconds)
@@ -113,7 +113,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return [int(word) for word in text.split(",")]
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.groups", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--workers", type=numbers, default=[1, 2], help="1,2 (default): the first is what others are compared with")
+    parser.add_argument(
+        "--workers", type=numbers, default=[1, 2], help="1,2 (default): the first is what others are compared with"
+    )
     parser.add_argument("--work", type=numbers, default=[0, 50, 200], help="microseconds for each message")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.5, help="for each measurement")

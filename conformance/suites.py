@@ -43,8 +43,9 @@ class Suite(abc.ABC):
             partial.rename(whole)
         return whole
 
-    def require(self) -> None:
-        """Ends the program, with a message, where the suite can't be run at all."""
+    def obstacle(self) -> str | None:
+        """Why the suite can't be run here at all; None if it can."""
+        return None
 
     @abc.abstractmethod
     def job(self, kind: str, netpoller: str) -> driver.Job:
@@ -127,12 +128,12 @@ class CPython(Suite):
             self.limit,
         )
 
-    def require(self):
-        if not sources.has_test_package():
-            sys.exit("conformance: this Python was installed without its own tests (the package `test`)")
+    def obstacle(self):
+        return (
+            None if sources.has_test_package() else "this Python was installed without its own tests (package `test`)"
+        )
 
     def discover(self):
-        self.require()
         folder = pathlib.Path(sysconfig.get_path("stdlib"), "test", "test_asyncio")
         names = [path.stem for path in sorted(folder.glob("test_*.py")) if path.stem not in NOT_FUNCTIONAL]
         tests, notes = driver.discover(self.job(REFERENCE, "auto"), [f"test.test_asyncio.{name}" for name in names])

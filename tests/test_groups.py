@@ -21,7 +21,6 @@ from peers import until
 
 import netpoll_loop
 
-
 pytestmark = pytest.mark.netpoll_only("worker groups are netpoll_loop's")
 
 LIMIT = 15  # seconds
