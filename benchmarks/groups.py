@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def numbers(text: str) -> list[Any]:
         return [int(word) for word in text.split(",")]
 
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.groups", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.groups", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--workers", type=numbers, default=[1, 2], help="1,2 (default): the first is what others are compared with"
     )

@@ -399,7 +399,11 @@ int np_tell(np_engine *e, np_desc *d) {
 void np_tell_full(np_engine *e, np_desc *d) {
     if (np_check(e, d, NP_STREAM) == 0) {
         np_lock(e, d);
-        d->tell_full = d->out_head != NULL;
+        int full = d->out_head && !d->sending && !np_get(&d->writable);
+        d->tell_full = d->out_head && !full;
+        if (full) {
+            (void)np_mailbox_post(&e->ready, d, NP_W); /* to ourselves: others have tried already */
+        }
         np_unlock(e, d);
     }
 }

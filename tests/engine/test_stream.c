@@ -678,6 +678,28 @@ TEST(a_socket_that_is_full_is_reported_once_if_asked, 30) {
     }
 }
 
+TEST(a_socket_that_is_full_already_is_reported_if_asked, 30) {
+    np_engine *e = engine_of(NP_AUTO);
+    int fds[2];
+    static char big[8 << 20];
+    pair(fds);
+    np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+    wait_bits(e, NULL, 0, 20);
+    EQ(np_offload(e, NP_BY_NETPOLLER), NP_BY_NETPOLLER);
+    EQ(np_queue(e, d, big, sizeof big, "cookie"), 0);
+    wait_bits(e, NULL, 0, 50); /* the netpoller has tried */
+    CHECK(np_pending(d) < sizeof big);
+    np_tell_full(e, d);
+    CHECK(wait_bits(e, "d", NP_W, 2000) & NP_W);
+    EQ(wait_bits(e, NULL, 0, 50), 0);
+    np_discard(e, d);
+    CHECK(np_done(e));
+    np_close(e, d);
+    close(fds[0]);
+    close(fds[1]);
+    engine_end(e);
+}
+
 TEST(a_turn_that_does_not_end_keeps_no_batch_back, 30) {
     for (np_sender by = NP_BY_NETPOLLER; by <= NP_BY_WORKER; by++) {
         struct config c = {"", NP_AUTO, 1, 0};
