@@ -54,6 +54,13 @@ enum {
     NP_SMALL_TURN = 16,  /* writes in a turn, up to which each is sent at once, by whom ever: at its end there would
                             be nothing left to do beside it, for us or for the peers */
 };
+/* When the kernel keeps the netpoller waiting for a CPU. */
+enum {
+    NP_CROWD_TICKS = 5,    /* between two looks */
+    NP_CROWD_WAITED = 10,  /* per cent of the time that it waited, and longer than it ran */
+};
+#define NP_CROWD_FIRST (1000 * 1000000LL) /* ns without its help; twice as long each time that it is found again */
+#define NP_CROWD_LAST (16 * NP_CROWD_FIRST)
 #define NP_COPIES 4                  /* bytes that a send copies in a ns */
 #define NP_WORK (12 * 1000LL)        /* ns between two writes, to begin */
 #define NP_WORK_ENOUGH (7 * 1000LL)  /* ... to go on: less by the send that others do now */
@@ -290,6 +297,8 @@ struct np_engine {
     /* NP_AUTO: what was submitted is to be sent now: worker: due = 1, then looks
      * at asleep; netpoller: asleep = how, then looks at due. */
     atomic_uint due;
+    /* Until then CPUs are scarce, ns of CLOCK_MONOTONIC.  Netpoller writes, worker reads (relaxed: seen late is seen). */
+    atomic_int_least64_t crowded_until;
 
     /* Netpoller to worker: descriptors with events (also worker to itself). */
     _Alignas(64) struct np_mailbox ready;
@@ -333,6 +342,11 @@ struct np_engine {
 
     _Alignas(64) struct np_counters by_netpoller;
     struct np_desc *hot_head, *hot_tail; /* netpoller thread only */
+    struct {
+        int clock;           /* np_os_run_delay */
+        int ticks;           /* since the last look; 0: there was none */
+        int64_t at, ran, waited, for_ns;
+    } crowd;                             /* netpoller thread only: adapt.c */
     char *scratch;                       /* netpoller thread only; NP_AUTO: in a stall */
 
     /* Token holder only (handed over by the token's release and acquire). */
@@ -457,6 +471,8 @@ void np_drop_inbound(struct np_engine *e, struct np_desc *d);
 
 /* The worker was parked: ns of CLOCK_MONOTONIC. */
 void np_waited(struct np_engine *e, int64_t from, int64_t to);
+/* Netpoller, with each tick: whether the kernel lets it run. */
+void np_look_for_crowd(struct np_engine *e, int64_t now);
 
 /* ---- listen.c ------------------------------------------------------------------ */
 

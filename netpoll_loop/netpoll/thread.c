@@ -325,9 +325,11 @@ static void run_ticks(struct np_engine *e) {
     while (!stopped(e)) {
         serve_worker(e);
         sleep_on_tick(e, NP_TICKING, next);
-        if (np_now() < next) {
+        int64_t now = np_now();
+        if (now < next) {
             continue;
         }
+        np_look_for_crowd(e, now);
         uint64_t turns = np_get(&e->turns);
         if (turns == last && !stopped(e)) {
             if (np_get_sc(&e->wstate) == NP_RUNNING) {
@@ -352,6 +354,7 @@ static void run_ticks(struct np_engine *e) {
     serve_hot(e); /* what np_settle would do, if the loop left now */
     end_pass(e);
     hand_back_hot(e);
+    np_os_close_clock(&e->crowd.clock);
 }
 
 /* ---- NP_DEDICATED: serving ----------------------------------------------------------------------- */

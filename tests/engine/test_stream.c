@@ -5,7 +5,7 @@
 #include <sys/stat.h>
 
 #include "harness.h"
-#include "np_os.h"
+#include "netpoll_internal.h"
 
 TEST(more_says_whether_a_receive_may_find_something, 20) {
     EACH_CONFIG(c) {
@@ -261,6 +261,8 @@ TEST(received_data_is_bounded_for_the_engine, 120) {
     }
     /* Fill until nobody takes anything any more. */
     static size_t put[N];
+    np_stats s;
+    uint64_t received = 0;
     for (int64_t last = now_ns(); now_ns() - last < 200 * MS;) {
         for (int i = 0; i < N; i++) {
             while (put[i] < EACH) {
@@ -273,9 +275,10 @@ TEST(received_data_is_bounded_for_the_engine, 120) {
             }
         }
         sleep_ms(5);
+        np_get_stats(e, &s);
+        if (s.bytes_received != received) last = now_ns();
+        received = s.bytes_received;
     }
-    np_stats s;
-    np_get_stats(e, &s);
     CHECK(s.bytes_received >= 64 << 20);
     CHECK(s.bytes_received <= (64 << 20) + 256 * 1024);
     size_t missing = (size_t)N * EACH;
@@ -866,6 +869,57 @@ TEST(auto_hands_over_while_the_worker_is_busy_and_does_much_between_two_writes, 
     }
     EQ(np_hand_over(NULL, NULL, 0), 0);
     np_contended(NULL, 1);
+}
+
+TEST(a_netpoller_that_waits_for_a_cpu_is_not_asked_for_a_while, 60) {
+    int64_t ran, waited, second = 1000 * MS;
+    int clock = -1;
+    EQ(np_os_run_delay(&clock, &ran, &waited), 0);
+    CHECK(ran > 0 && waited >= 0);
+    int64_t before = ran;
+    work(20 * MS);
+    EQ(np_os_run_delay(&clock, &ran, &waited), 0);
+    CHECK(ran - before >= MS);
+    np_os_close_clock(&clock);
+    EQ(clock, -1);
+
+    np_engine *e = np_engine_new(NP_AUTO, NULL); /* without its thread: we are it */
+    int64_t now = now_ns();
+    for (int i = 0; i < 20; i++) np_look_for_crowd(e, now);
+    EQ(e->crowd.ticks, 0); /* it isn't asked */
+    np_set(&e->offload, (unsigned)NP_BY_NETPOLLER);
+    np_look_for_crowd(e, now);
+    static const struct {
+        int64_t ran, waited, for_s;
+    } looks[] = {{10, 60, 1}, {10, 60, 2}, {10, 60, 4}, {60, 50, 0}, {1, 5, 0}, {0, 100, 1}};
+    for (size_t i = 0; i < sizeof looks / sizeof *looks; i++) {
+        for (int ticks = 1; ticks < NP_CROWD_TICKS; ticks++) np_look_for_crowd(e, now);
+        now += second / 10; /* of it, in ms: */
+        EQ(np_os_run_delay(&e->crowd.clock, &ran, &waited), 0);
+        e->crowd.ran = ran - looks[i].ran * MS;
+        e->crowd.waited = waited - looks[i].waited * MS;
+        np_set(&e->crowded_until, 0);
+        np_look_for_crowd(e, now);
+        EQ(np_get(&e->crowded_until), looks[i].for_s ? now + looks[i].for_s * second : 0);
+    }
+    np_os_close_clock(&e->crowd.clock);
+    np_set(&e->offload, (unsigned)NP_AT_ONCE);
+    np_engine_free(e);
+
+    e = engine_of(NP_AUTO);
+    int fds[2];
+    np_stats s;
+    pair(fds);
+    np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+    np_set(&e->crowded_until, now_ns() + 60 * second);
+    (void)handed_over(e, d, 1000, 30 * 1000, 0);
+    np_get_stats(e, &s);
+    EQ(s.offloading, 0);
+    EQ(s.batching, 1);
+    np_close(e, d);
+    close(fds[0]);
+    close(fds[1]);
+    engine_end(e);
 }
 
 static void put(const char *root, const char *name, const char *text) {
