@@ -62,6 +62,33 @@ async def echo_turn(loop: asyncio.AbstractEventLoop, count: int) -> None:
     transport.close()
 
 
+async def streams_turn(loop: asyncio.AbstractEventLoop, count: int) -> None:
+    """The same through a StreamReader and a StreamWriter."""
+    ours, theirs = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=ours)
+
+    async def echo() -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+
+    echoing = loop.create_task(echo())
+    message = bytes(1024)
+    with theirs:
+        theirs.setblocking(False)
+        for _ in range(count):
+            theirs.send(message)
+            while True:
+                await asyncio.sleep(0)
+                try:
+                    theirs.recv(2048)
+                    break
+                except BlockingIOError:
+                    pass
+    await echoing
+    writer.close()
+
+
 async def sock_recv(loop: asyncio.AbstractEventLoop, count: int) -> None:
     """1 KiB that is there already."""
     ours, theirs = socket.socketpair()
@@ -84,7 +111,12 @@ async def sock_recv_parked(loop: asyncio.AbstractEventLoop, count: int) -> None:
             await loop.sock_recv(ours, 1024)
 
 
-OWN: dict[str, Workload] = {"echo-turn": echo_turn, "sock-recv": sock_recv, "sock-recv-parked": sock_recv_parked}
+OWN: dict[str, Workload] = {
+    "echo-turn": echo_turn,
+    "streams-turn": streams_turn,
+    "sock-recv": sock_recv,
+    "sock-recv-parked": sock_recv_parked,
+}
 ALL = {**WORKLOADS, **OWN}
 RECORDED = ["call-soon", "call-soon-chain", "call-later-cancel", "timers", "sleep-0", "gather", "getaddrinfo", *OWN]
 

@@ -244,9 +244,19 @@ cdef class StreamTransport(SocketTransport):
 
     def abort(self):
         """asyncio.WriteTransport.abort: closes at once; what is queued is not sent."""
+        cdef int failed = 0
         self.check_caller()
         self.send_what_waits()
-        self._force_close(None)
+        if self._conn_lost or self.loop is None:
+            return
+        # This waits for what the netpoller has in hand. If that has failed, write() would have said so.
+        self.discard()
+        if self.desc is not NULL:
+            failed = np_send_error(self.desc)
+        if failed:
+            self._fatal_error(os_error(failed), "Fatal write error on socket transport")
+        else:
+            self._force_close(None)
 
     cdef int send_what_waits(self) except -1:
         """For who looks, what waits for the end of the turn only is in the socket already, as far as it takes it."""
@@ -254,8 +264,10 @@ cdef class StreamTransport(SocketTransport):
         if not self.writing and self.buffered_bytes():
             left = np_flush(self.loop.engine, self.desc)
             self.loop.reap()
-            if left < 0:
-                self._fatal_error(os_error(left), "Fatal write error on socket transport")
+        else:
+            left = np_send_error(self.desc)
+        if left < 0:
+            self._fatal_error(os_error(left), "Fatal write error on socket transport")
         return 0
 
     # ---- the protocol ----------------------------------------------------------
@@ -637,10 +649,12 @@ cdef class StreamTransport(SocketTransport):
         return 0
 
     cdef bint unsent(self) except -1:
-        """Whether something is queued. From here on its progress comes as an event."""
-        if not self.writing and self.desc is not NULL and np_pending(self.desc):
+        """Whether something is queued, or the netpoller has just failed to send it. What becomes of it comes as an event."""
+        if self.writing or self.desc is NULL:
+            return self.writing
+        if np_pending(self.desc):
             self.writing = np_tell(self.loop.engine, self.desc)
-        return self.writing
+        return self.writing or np_send_error(self.desc) != 0
 
     cdef int queue_rest(self, object data, const char *buf, size_t size, size_t sent) except -1:
         """Queues buf[sent:]; data is the bytes object that owns buf, None to copy."""
