@@ -5,6 +5,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import sysconfig
 import textwrap
 
 import pytest
@@ -30,6 +31,12 @@ def python(code, *flags):
 def test_the_import_is_silent_under_w_error():
     done = python("import netpoll_loop", "-W", "error", "-X", "dev")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python always has the GIL")
+def test_the_import_leaves_the_gil_off():
+    done = python("import sys, netpoll_loop; print(sys._is_gil_enabled())", "-W", "error")
+    assert (done.stdout, done.stderr) == ("False\n", "")
 
 
 def test_the_public_names_are_there():

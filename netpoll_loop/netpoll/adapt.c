@@ -36,11 +36,37 @@ static void end(struct np_engine *e, int64_t now) {
     new_window(e, now);
 }
 
+void np_look_for_crowd(struct np_engine *e, int64_t now) {
+    if (np_get(&e->offload) != NP_BY_NETPOLLER) {
+        e->crowd.at = 0;
+        return;
+    }
+    int64_t ran, waited;
+    if (now - e->crowd.at < NP_CROWD_LOOK || np_os_run_delay(np_get(&e->thread_number), &ran, &waited) < 0) {
+        return;
+    }
+    if (e->crowd.at) {
+        int64_t has_waited = waited - e->crowd.waited;
+        if (has_waited > ran - e->crowd.ran && has_waited * 100 > (now - e->crowd.at) * NP_CROWD_WAITED) {
+            e->crowd.for_ns = e->crowd.for_ns == 0              ? NP_CROWD_FIRST
+                              : e->crowd.for_ns < NP_CROWD_LAST ? 2 * e->crowd.for_ns
+                                                                : NP_CROWD_LAST;
+            e->crowd.until = now + e->crowd.for_ns;
+        } else {
+            e->crowd.for_ns = 0;
+        }
+    }
+    e->crowd.at = now;
+    e->crowd.ran = ran;
+    e->crowd.waited = waited;
+}
+
 static void decide(struct np_engine *e) {
     int64_t now = np_now(), elapsed = now - e->window.since, busy = elapsed - e->window.waited;
     int64_t each = (busy - (int64_t)e->window.bytes / NP_COPIES) / e->window.writes; /* apart from the sending */
     np_sender now_by = e->window.begun;
-    int can_help = e->cpus > 1 && now >= np_get(&e->crowded_until);
+    np_look_for_crowd(e, now);
+    int can_help = e->cpus > 1 && now >= e->crowd.until;
     np_sender then_by = can_help && each >= (now_by == NP_BY_NETPOLLER ? NP_WORK_ENOUGH : NP_WORK) ? NP_BY_NETPOLLER
                                                                                                      : NP_BY_WORKER;
     if (e->window.contended || busy * 100 < elapsed * (now_by ? NP_BUSY_ENOUGH : NP_BUSY)) {
@@ -75,35 +101,6 @@ void np_waited(struct np_engine *e, int64_t from, int64_t to) {
     if (e->window.begun && to - from >= NP_QUIET) {
         end(e, to);
     }
-}
-
-void np_look_for_crowd(struct np_engine *e, int64_t now) {
-    if (np_get(&e->offload) != NP_BY_NETPOLLER) {
-        e->crowd.ticks = 0;
-        return;
-    }
-    if (e->crowd.ticks && ++e->crowd.ticks <= NP_CROWD_TICKS) {
-        return;
-    }
-    int64_t ran, waited;
-    if (np_os_run_delay(&e->crowd.clock, &ran, &waited) < 0) {
-        return;
-    }
-    if (e->crowd.ticks) {
-        int64_t has_waited = waited - e->crowd.waited;
-        if (has_waited > ran - e->crowd.ran && has_waited * 100 > (now - e->crowd.at) * NP_CROWD_WAITED) {
-            e->crowd.for_ns = e->crowd.for_ns == 0              ? NP_CROWD_FIRST
-                              : e->crowd.for_ns < NP_CROWD_LAST ? 2 * e->crowd.for_ns
-                                                                : NP_CROWD_LAST;
-            np_set(&e->crowded_until, now + e->crowd.for_ns);
-        } else {
-            e->crowd.for_ns = 0;
-        }
-    }
-    e->crowd.ticks = 1;
-    e->crowd.at = now;
-    e->crowd.ran = ran;
-    e->crowd.waited = waited;
 }
 
 void np_contended(np_engine *e, int contended) {

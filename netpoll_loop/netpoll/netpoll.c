@@ -43,7 +43,6 @@ np_engine *np_engine_new(np_mode mode, int *err) {
     memset(e, 0, sizeof *e);
     e->mode = mode;
     e->cpus = np_os_cpus();
-    e->crowd.clock = -1;
     e->shared = mode != NP_INLINE;
     e->home = NP_IDLE;
     np_set(&e->wstate, NP_IDLE);

@@ -226,30 +226,18 @@ int np_os_quota(const char *root) {
     return cpus < 1 ? 1 : cpus > INT_MAX ? INT_MAX : (int)cpus;
 }
 
-int np_os_run_delay(int *clock, int64_t *ran, int64_t *waited) {
-    char text[96];
+long np_os_thread(void) { return syscall(SYS_gettid); }
+
+int np_os_run_delay(long thread, int64_t *ran, int64_t *waited) {
+    char name[64];
     long long a, b;
-    if (*clock < 0 && (*clock = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC)) < 0) {
-        return -errno;
-    }
-    ssize_t n = pread(*clock, text, sizeof text - 1, 0);
-    if (n <= 0) {
-        return n < 0 ? -errno : -ENOTSUP;
-    }
-    text[n] = '\0';
-    if (sscanf(text, "%lld %lld", &a, &b) != 2) {
+    snprintf(name, sizeof name, "self/task/%ld/schedstat", thread);
+    if (read_numbers("/proc", name, &a, &b) != 2) {
         return -ENOTSUP;
     }
     *ran = a;
     *waited = b;
     return 0;
-}
-
-void np_os_close_clock(int *clock) {
-    if (*clock >= 0) {
-        close(*clock);
-        *clock = -1;
-    }
 }
 
 int np_os_cpus(void) {

@@ -56,9 +56,9 @@ enum {
 };
 /* When the kernel keeps the netpoller waiting for a CPU. */
 enum {
-    NP_CROWD_TICKS = 5,    /* between two looks */
-    NP_CROWD_WAITED = 10,  /* per cent of the time that it waited, and longer than it ran */
+    NP_CROWD_WAITED = 10, /* per cent of the time that it waited, and longer than it ran */
 };
+#define NP_CROWD_LOOK (50 * 1000000LL)    /* ns between two looks */
 #define NP_CROWD_FIRST (1000 * 1000000LL) /* ns without its help; twice as long each time that it is found again */
 #define NP_CROWD_LAST (16 * NP_CROWD_FIRST)
 #define NP_COPIES 4                  /* bytes that a send copies in a ns */
@@ -297,8 +297,6 @@ struct np_engine {
     /* NP_AUTO: what was submitted is to be sent now: worker: due = 1, then looks
      * at asleep; netpoller: asleep = how, then looks at due. */
     atomic_uint due;
-    /* Until then CPUs are scarce, ns of CLOCK_MONOTONIC.  Netpoller writes, worker reads (relaxed: seen late is seen). */
-    atomic_int_least64_t crowded_until;
 
     /* Netpoller to worker: descriptors with events (also worker to itself). */
     _Alignas(64) struct np_mailbox ready;
@@ -332,6 +330,11 @@ struct np_engine {
         np_sender begun; /* what offload is, if that was decided here */
         int contended; /* np_contended */
     } window;      /* worker only: adapt.c */
+    struct {
+        int64_t at, ran, waited; /* np_os_run_delay of the netpoller, and when; at 0: it doesn't send */
+        int64_t for_ns;          /* how long it was left alone last; 0: it had its CPU */
+        int64_t until;           /* it is left alone */
+    } crowd;       /* worker only: adapt.c */
     int switching; /* worker only: np_switch_always */
     struct np_write *done_mine; /* worker only: taken from done_head */
     struct np_write *spare;     /* worker only: nodes for reuse */
@@ -342,11 +345,6 @@ struct np_engine {
 
     _Alignas(64) struct np_counters by_netpoller;
     struct np_desc *hot_head, *hot_tail; /* netpoller thread only */
-    struct {
-        int clock;           /* np_os_run_delay */
-        int ticks;           /* since the last look; 0: there was none */
-        int64_t at, ran, waited, for_ns;
-    } crowd;                             /* netpoller thread only: adapt.c */
     char *scratch;                       /* netpoller thread only; NP_AUTO: in a stall */
 
     /* Token holder only (handed over by the token's release and acquire). */
@@ -358,6 +356,7 @@ struct np_engine {
     pthread_mutex_t threads;
     int thread_exists;
     pthread_t thread;
+    atomic_long thread_number; /* np_os_thread.  The thread writes, worker reads (relaxed: 0 is as good as not there) */
 };
 
 /* ---- The table -------------------------------------------------------------- */
@@ -471,7 +470,7 @@ void np_drop_inbound(struct np_engine *e, struct np_desc *d);
 
 /* The worker was parked: ns of CLOCK_MONOTONIC. */
 void np_waited(struct np_engine *e, int64_t from, int64_t to);
-/* Netpoller, with each tick: whether the kernel lets it run. */
+/* Worker: whether the kernel lets the netpoller run. */
 void np_look_for_crowd(struct np_engine *e, int64_t now);
 
 /* ---- listen.c ------------------------------------------------------------------ */

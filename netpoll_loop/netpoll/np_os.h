@@ -35,11 +35,12 @@ int np_os_cpus(void);
  * down, at least 1; INT_MAX without one. */
 int np_os_quota(const char *root);
 
-/* What the scheduler knows of the calling thread: ns on a CPU, and ns that it was
- * ready to run and waited for one.  clock: a place to keep for the next call, -1
- * at first; np_os_close_clock when the thread ends.  0, or -errno where nobody knows. */
-int np_os_run_delay(int *clock, int64_t *ran, int64_t *waited);
-void np_os_close_clock(int *clock);
+/* The calling thread's number. */
+long np_os_thread(void);
+
+/* What the kernel's scheduler knows of a thread of this process: ns on a CPU, and
+ * ns that it was ready to run and waited for one.  0, or -errno where nobody knows. */
+int np_os_run_delay(long thread, int64_t *ran, int64_t *waited);
 
 /* 0 or -errno. */
 int np_os_create(struct np_os *os);

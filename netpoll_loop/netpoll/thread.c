@@ -325,11 +325,9 @@ static void run_ticks(struct np_engine *e) {
     while (!stopped(e)) {
         serve_worker(e);
         sleep_on_tick(e, NP_TICKING, next);
-        int64_t now = np_now();
-        if (now < next) {
+        if (np_now() < next) {
             continue;
         }
-        np_look_for_crowd(e, now);
         uint64_t turns = np_get(&e->turns);
         if (turns == last && !stopped(e)) {
             if (np_get_sc(&e->wstate) == NP_RUNNING) {
@@ -354,7 +352,6 @@ static void run_ticks(struct np_engine *e) {
     serve_hot(e); /* what np_settle would do, if the loop left now */
     end_pass(e);
     hand_back_hot(e);
-    np_os_close_clock(&e->crowd.clock);
 }
 
 /* ---- NP_DEDICATED: serving ----------------------------------------------------------------------- */
@@ -420,6 +417,7 @@ static void run_dedicated(struct np_engine *e) {
 
 static void *thread_main(void *arg) {
     struct np_engine *e = arg;
+    np_set(&e->thread_number, np_os_thread());
     if (e->mode == NP_DEDICATED) {
         run_dedicated(e);
     } else {

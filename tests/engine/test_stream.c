@@ -873,36 +873,36 @@ TEST(auto_hands_over_while_the_worker_is_busy_and_does_much_between_two_writes, 
 
 TEST(a_netpoller_that_waits_for_a_cpu_is_not_asked_for_a_while, 60) {
     int64_t ran, waited, second = 1000 * MS;
-    int clock = -1;
-    EQ(np_os_run_delay(&clock, &ran, &waited), 0);
+    long me = np_os_thread();
+    EQ(np_os_run_delay(me, &ran, &waited), 0);
     CHECK(ran > 0 && waited >= 0);
     int64_t before = ran;
     work(20 * MS);
-    EQ(np_os_run_delay(&clock, &ran, &waited), 0);
+    EQ(np_os_run_delay(me, &ran, &waited), 0);
     CHECK(ran - before >= MS);
-    np_os_close_clock(&clock);
-    EQ(clock, -1);
+    CHECK(np_os_run_delay(0, &ran, &waited) < 0); /* no such thread */
 
     np_engine *e = np_engine_new(NP_AUTO, NULL); /* without its thread: we are it */
+    np_set(&e->thread_number, me);
     int64_t now = now_ns();
-    for (int i = 0; i < 20; i++) np_look_for_crowd(e, now);
-    EQ(e->crowd.ticks, 0); /* it isn't asked */
+    np_look_for_crowd(e, now);
+    EQ(e->crowd.at, 0); /* it isn't asked */
     np_set(&e->offload, (unsigned)NP_BY_NETPOLLER);
     np_look_for_crowd(e, now);
     static const struct {
         int64_t ran, waited, for_s;
     } looks[] = {{10, 60, 1}, {10, 60, 2}, {10, 60, 4}, {60, 50, 0}, {1, 5, 0}, {0, 100, 1}};
     for (size_t i = 0; i < sizeof looks / sizeof *looks; i++) {
-        for (int ticks = 1; ticks < NP_CROWD_TICKS; ticks++) np_look_for_crowd(e, now);
+        np_look_for_crowd(e, now + NP_CROWD_LOOK - 1);
+        EQ(e->crowd.at, now); /* too early */
         now += second / 10; /* of it, in ms: */
-        EQ(np_os_run_delay(&e->crowd.clock, &ran, &waited), 0);
+        EQ(np_os_run_delay(me, &ran, &waited), 0);
         e->crowd.ran = ran - looks[i].ran * MS;
         e->crowd.waited = waited - looks[i].waited * MS;
-        np_set(&e->crowded_until, 0);
+        e->crowd.until = 0;
         np_look_for_crowd(e, now);
-        EQ(np_get(&e->crowded_until), looks[i].for_s ? now + looks[i].for_s * second : 0);
+        EQ(e->crowd.until, looks[i].for_s ? now + looks[i].for_s * second : 0);
     }
-    np_os_close_clock(&e->crowd.clock);
     np_set(&e->offload, (unsigned)NP_AT_ONCE);
     np_engine_free(e);
 
@@ -911,7 +911,7 @@ TEST(a_netpoller_that_waits_for_a_cpu_is_not_asked_for_a_while, 60) {
     np_stats s;
     pair(fds);
     np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
-    np_set(&e->crowded_until, now_ns() + 60 * second);
+    e->crowd.until = now_ns() + 60 * second;
     (void)handed_over(e, d, 1000, 30 * 1000, 0);
     np_get_stats(e, &s);
     EQ(s.offloading, 0);
