@@ -12,7 +12,7 @@ __all__ = ["Stats", "stats"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """A snapshot of one loop's counters. They start at 0 with the loop and only grow."""
+    """A snapshot of one loop's counters. They start at 0 with the loop and only grow, but for what is so "now"."""
 
     mode: NetpollerMode
     """Who waits for file descriptors, as the loop was made."""
@@ -42,6 +42,12 @@ class Stats:
     """How often the netpoller took over because a callback ran long."""
     wakeups: int
     """System calls made to wake a sleeping thread, the worker or the netpoller."""
+    descriptors: int
+    """File descriptors that the loop has open in the poller now."""
+    bytes_ahead: int
+    """Bytes that the netpoller thread has read ahead, and no protocol has got, now."""
+    bytes_unsent: int
+    """Bytes that stream transports have written, and the kernel has not accepted, now."""
 
 
 def stats(loop: asyncio.AbstractEventLoop) -> Stats:

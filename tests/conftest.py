@@ -40,7 +40,7 @@ MODES = ("auto", "dedicated", "inline")
 #: "auto" that changes its mind about who sends in every turn; where connections are what is tested.
 SWITCHING = "switching"
 SWITCHING_MODULES = frozenset(
-    f"test_{name}" for name in ("aiohttp", "fd_reuse", "offload", "sendfile", "servers", "streams", "tls")
+    f"test_{name}" for name in ("aiohttp", "fd_reuse", "memory", "offload", "sendfile", "servers", "streams", "tls")
 )
 ORACLES = ("asyncio", "uvloop")
 

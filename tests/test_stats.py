@@ -19,13 +19,24 @@ COUNTERS = [
     "bytes_sent",
     "stalls",
     "wakeups",
+    "descriptors",
+    "bytes_ahead",
+    "bytes_unsent",
 ]
 
 
 def test_a_new_loop_has_done_nothing(loop, mode):
     stats = netpoll_loop.stats(loop)
     assert stats.mode == mode
-    for name in ("handoffs", "netpoller_syscalls", "bytes_received", "bytes_sent", "stalls"):
+    for name in (
+        "handoffs",
+        "netpoller_syscalls",
+        "bytes_received",
+        "bytes_sent",
+        "stalls",
+        "bytes_ahead",
+        "bytes_unsent",
+    ):
         assert getattr(stats, name) == 0
 
 
@@ -91,6 +102,7 @@ def test_a_closed_loop_may_be_asked(new_loop):
     loop.close()
     assert netpoll_loop.stats(loop).poller == "none"
     assert netpoll_loop.stats(loop).netpoller_thread is False
+    assert netpoll_loop.stats(loop).descriptors == 0
 
 
 @pytest.mark.parametrize("thing", ["stock loop", None, 1, netpoll_loop.Loop], ids=str)

@@ -56,6 +56,9 @@ cdef extern from "netpoll.h" nogil:
         uint64_t bytes_sent
         uint64_t stalls
         uint64_t wakeups
+        uint64_t descriptors
+        uint64_t bytes_ahead
+        uint64_t bytes_unsent
         np_poller poller
         int thread_running
         int offloading

@@ -506,6 +506,8 @@ cdef class Scheduler(Home):
         if self.forked:
             return self.wait_without_engine(deadline)
         forget_contexts()
+        # What the poll has sent is not to be kept for as long as nothing happens.
+        self.reap()
         np_park_prepare(self.engine)
         if self.head != self.tail or self._stopping or self.wanted or self.posted:
             np_park_cancel(self.engine)
@@ -849,6 +851,7 @@ cdef class Scheduler(Home):
         """The number of the epoll descriptor; uvloop's private name, that tests of libraries use."""
         return np_backend_fd(self.engine)
 
+    @cython.critical_section
     def _core_stats(self):
         """The engine's numbers, those at the time of close() if the loop is closed."""
         cdef np_stats s
@@ -870,6 +873,9 @@ cdef class Scheduler(Home):
             "bytes_received": s.bytes_received,
             "bytes_sent": s.bytes_sent,
             "stalls": s.stalls,
+            "descriptors": s.descriptors,
+            "bytes_ahead": s.bytes_ahead,
+            "bytes_unsent": s.bytes_unsent,
             "offloading": bool(s.offloading),
             "batching": bool(s.batching),
             "wakeups": s.wakeups,

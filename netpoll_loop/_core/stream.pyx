@@ -268,6 +268,10 @@ cdef class StreamTransport(SocketTransport):
             left = np_send_error(self.desc)
         if left < 0:
             self._fatal_error(os_error(left), "Fatal write error on socket transport")
+        elif left > 0:
+            # write() would have said so.
+            self.update_hold()
+            self.pause_protocol()
         return 0
 
     # ---- the protocol ----------------------------------------------------------

@@ -184,6 +184,7 @@ static int open_at(struct np_engine *e, int fd, np_kind kind, void *user, struct
         free(ring);
         return rc;
     }
+    np_count(&e->descriptors, 1);
     *out = d;
     return 0;
 }
@@ -223,6 +224,7 @@ void np_close(np_engine *e, np_desc *d) {
     d->halt = d->hot_w = 0;
     np_unlock(e, d);
 
+    np_count(&e->descriptors, -1);
     np_drop_inbound(e, d);
     np_mailbox_clear(&e->ready, d);
     np_mailbox_clear(&e->submitted, d);

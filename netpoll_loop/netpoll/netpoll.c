@@ -199,6 +199,11 @@ void np_get_stats(np_engine *e, np_stats *out) {
     out->bytes_sent = np_get(&w->sent) + np_get(&n->sent);
     out->stalls = np_get(&n->stalls);
     out->wakeups = np_get(&e->wakeups);
+    out->descriptors = np_get(&e->descriptors);
+    out->bytes_ahead = np_get(&e->in_total);
+    NP_EACH(e, d) {
+        out->bytes_unsent += np_get(&d->pending);
+    }
     unsigned token = np_get(&e->token);
     out->poller = e->dead || token == NP_FREE ? NP_POLLER_NONE
                   : token == NP_WORKER        ? NP_POLLER_WORKER

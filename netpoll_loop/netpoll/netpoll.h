@@ -74,6 +74,9 @@ typedef struct {
     uint64_t bytes_sent;
     uint64_t stalls;             /* times that the netpoller took over from a stalled worker */
     uint64_t wakeups;            /* system calls made to wake a sleeping thread, worker or netpoller */
+    uint64_t descriptors;        /* open now */
+    uint64_t bytes_ahead;        /* received by the netpoller, not yet taken by np_recv */
+    uint64_t bytes_unsent;       /* queued, not yet accepted by the kernel */
     np_poller poller;            /* who polls now */
     int thread_running;          /* the netpoller thread exists */
     int offloading;              /* NP_AUTO: the netpoller sends what np_queue gets now */
@@ -127,8 +130,9 @@ int np_current(const np_event *ev);
  * own queues once more; then np_park blocks (or np_park_cancel, if there was
  * something).  A np_wake after np_park_prepare is never missed.
  * np_park: until an event, np_wake, a signal, or the deadline (absolute ns of
- * CLOCK_MONOTONIC; -1: no deadline).  Returns the number of events, 0 for any
- * other reason, -errno if the OS facility fails. */
+ * CLOCK_MONOTONIC; -1: no deadline); and once, a moment after the netpoller was
+ * given something to send that nobody tells of, for np_done.  Returns the number
+ * of events, 0 for any other reason, -errno if the OS facility fails. */
 void np_park_prepare(np_engine *e);
 void np_park_cancel(np_engine *e);
 int np_park(np_engine *e, np_event *out, int max, int64_t deadline_ns);

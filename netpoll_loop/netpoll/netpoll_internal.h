@@ -66,6 +66,7 @@ enum {
 #define NP_WORK_ENOUGH (7 * 1000LL)  /* ... to go on: less by the send that others do now */
 #define NP_QUIET (1000 * 1000LL)     /* ns of one wait that ends it */
 #define NP_LINGER (20 * 1000LL)                    /* ns that the netpoller looks for more before it sleeps */
+#define NP_LOOK_BACK (20 * 1000000LL)              /* ns of waiting after which the worker looks for what it has sent */
 
 /* ---- States ----------------------------------------------------------------
  *
@@ -312,6 +313,7 @@ struct np_engine {
     atomic_size_t in_total; /* sum of in_bytes; both threads, RMW.  seq_cst: see asleep */
     atomic_uint starved;    /* some descriptor is stopped for NP_INBOUND_ALL.  Netpoller writes */
     atomic_uint_fast64_t wakeups; /* any thread, RMW */
+    atomic_uint_fast64_t descriptors; /* open.  Worker writes; np_get_stats reads (relaxed) */
 
     /* -- Worker -- */
 
@@ -319,6 +321,7 @@ struct np_engine {
     unsigned home;              /* worker only: RUNNING or IDLE, what a park returns to */
     atomic_uint offload;        /* np_sender: np_offload.  Worker writes; np_get_stats reads (relaxed) */
     unsigned batched;           /* worker only: submitted in this turn */
+    int given;                  /* worker only: np_make_due since the last look at what came of it: np_park */
     unsigned turn_writes;       /* worker only: np_hand_over in this turn */
     unsigned usual_turn;        /* ... in the larger ones of late: between them come small ones, of what could be
                                    answered before the batch was sent */

@@ -288,6 +288,10 @@ int np_park(np_engine *e, np_event *out, int max, int64_t deadline_ns) {
     int64_t from = e->mode == NP_AUTO ? np_now() : 0;
     count_turn(e);
     np_end_batch(e);
+    int64_t look_back = e->given ? from + NP_LOOK_BACK : -1;
+    if (look_back >= 0 && (deadline_ns < 0 || look_back < deadline_ns)) {
+        deadline_ns = look_back;
+    }
     for (;;) {
         n = take_ready(e, out, max);
         if (n > 0 || np_get_sc(&e->wake_pending)) {
@@ -311,7 +315,11 @@ int np_park(np_engine *e, np_event *out, int max, int64_t deadline_ns) {
     }
     count_turn(e);
     if (e->mode == NP_AUTO) {
-        np_waited(e, from, np_now());
+        int64_t now = np_now();
+        np_waited(e, from, now);
+        if (look_back >= 0 && now >= look_back && !np_get_sc(&e->submitted.any) && np_get_sc(&e->passes) % 2 == 0) {
+            e->given = 0; /* what is queued now waits for its socket, which comes as an event */
+        }
     }
     unpark(e);
     if (n < FAILED) {

@@ -223,6 +223,7 @@ int np_submit(struct np_engine *e, struct np_desc *d, unsigned bits) {
 }
 
 void np_make_due(struct np_engine *e) {
+    e->given = 1;
     np_set_sc(&e->due, 1u);
     np_kick_netpoller(e);
 }

@@ -183,6 +183,7 @@ TEST(received_data_is_bounded_and_reading_goes_on_later, 60) {
     np_stats s;
     np_get_stats(e, &s);
     EQ(s.bytes_received, 256 * 1024); /* full, and not a byte more */
+    EQ(s.bytes_ahead, 256 * 1024);
     uint64_t polls = s.polls;
     sleep_ms(200);
     np_get_stats(e, &s);
@@ -201,6 +202,8 @@ TEST(received_data_is_bounded_and_reading_goes_on_later, 60) {
         at += (size_t)n;
     }
     EQ(at, TOTAL);
+    np_get_stats(e, &s);
+    EQ(s.bytes_ahead, 0);
     writer_join(&w);
     np_close(e, d);
     close(fds[0]);
@@ -281,6 +284,7 @@ TEST(received_data_is_bounded_for_the_engine, 120) {
     }
     CHECK(s.bytes_received >= 64 << 20);
     CHECK(s.bytes_received <= (64 << 20) + 256 * 1024);
+    EQ(s.bytes_ahead, s.bytes_received);
     size_t missing = (size_t)N * EACH;
     np_event ev[64];
     while (missing) {
@@ -421,6 +425,37 @@ TEST(a_descriptor_at_its_bound_goes_on_though_the_engine_is_rather_full, 60) {
         close(fds[i][1]);
     }
     engine_end(e);
+}
+
+TEST(what_was_received_ahead_and_queued_is_forgotten_with_the_descriptor, 30) {
+    EACH_CONFIG(c) {
+        np_engine *e = engine(c);
+        int fds[2];
+        np_stats s;
+        static uint8_t big[8 << 20];
+        pair(fds);
+        np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+        CHECK(d);
+        np_get_stats(e, &s);
+        EQ(s.descriptors, 1);
+        EQ(send(fds[1], big, 1000, MSG_NOSIGNAL), 1000);
+        EQ(np_queue(e, d, big, sizeof big, big), 0);
+        int64_t end = now_ns() + 5000 * MS;
+        do {
+            CHECK(now_ns() < end);
+            np_get_stats(e, &s);
+        } while (c->mode == NP_DEDICATED && c->thread && s.bytes_ahead < 1000);
+        CHECK(s.bytes_unsent > 0 && s.bytes_unsent <= sizeof big);
+        np_close(e, d);
+        CHECK(np_done(e) && !np_done(e));
+        np_get_stats(e, &s);
+        EQ(s.descriptors, 0);
+        EQ(s.bytes_ahead, 0);
+        EQ(s.bytes_unsent, 0);
+        close(fds[0]);
+        close(fds[1]);
+        engine_end(e);
+    }
 }
 
 TEST(discard_forgets_the_queue_and_returns_the_cookies, 30) {
@@ -610,6 +645,30 @@ TEST(what_is_handed_over_is_sent_without_an_event_unless_told, 30) {
     EQ(np_queue(e, d, "hello", 5, "cookie"), 0); /* told above, while nothing was queued */
     EQ(wait_bits(e, "d", NP_W, 2000) & NP_W, NP_W);
     EQ(np_flush(e, d), 0);
+    np_close(e, d);
+    close(fds[0]);
+    close(fds[1]);
+    engine_end(e);
+}
+
+TEST(a_worker_that_waits_looks_once_for_what_was_sent_for_it, 30) {
+    struct config c = {"", NP_AUTO, 1, 1};
+    np_engine *e = engine(&c);
+    int fds[2];
+    np_event ev[4];
+    pair(fds);
+    np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+    wait_bits(e, NULL, 0, 20); /* the first edge */
+    EQ(np_queue(e, d, "hello", 5, "cookie"), 0);
+    int64_t start = now_ns();
+    while (!np_done(e)) { /* no event comes, and it doesn't wait for one until the deadline */
+        EQ(turn(e, ev, 4, 10000), 0);
+        CHECK(now_ns() - start < 5000 * MS);
+    }
+    EQ(turn(e, ev, 4, 200), 0);
+    start = now_ns();
+    EQ(turn(e, ev, 4, 200), 0); /* but it has looked now */
+    CHECK(now_ns() - start >= 200 * MS);
     np_close(e, d);
     close(fds[0]);
     close(fds[1]);
