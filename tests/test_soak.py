@@ -9,8 +9,10 @@ import contextvars
 import os
 import random
 import signal
+import sys
 import threading
 import time
+import warnings
 
 import pytest
 
@@ -32,7 +34,9 @@ class Soak:
         self.loop = loop
         self.rng = rng
         self.inside = 0
-        self.counts = dict.fromkeys(("bodies", "cancelled", "thread calls", "signals", "echoes", "stops"), 0)
+        self.counts = dict.fromkeys(
+            ("bodies", "cancelled", "thread calls", "signals", "echoes", "children", "stops"), 0
+        )
         self.over = False
 
     @contextlib.contextmanager
@@ -110,6 +114,20 @@ class Soak:
         await writer.wait_closed()
         server.close()
 
+    async def parent(self):
+        """A subprocess, and a fork in a callback, while others are in bodies."""
+        while not self.over:
+            child = await asyncio.create_subprocess_exec(sys.executable, "-S", "-c", "")
+            assert await child.wait() == 0
+            with self.alone(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of a fork with threads
+                pid = os.fork()
+                if pid == 0:
+                    os._exit(0)
+                assert os.waitpid(pid, 0) == (pid, 0)
+            self.counts["children"] += 1
+            await asyncio.sleep(self.rng.random() * 0.02)
+
     def threads_calling_in(self):
         """On a thread of its own: callbacks and coroutines for the loop."""
 
@@ -150,7 +168,7 @@ def test_everything_at_once(mode, run_on, max_workers):
     async def setup():
         loop.add_signal_handler(signal.SIGUSR1, soak.on_signal)
         tasks = [asyncio.create_task(soak.blocker(n), name=f"blocker {n}") for n in range(6)]
-        return [*tasks, asyncio.create_task(soak.canceller()), asyncio.create_task(soak.echo())]
+        return [*tasks, *(asyncio.create_task(part()) for part in (soak.canceller, soak.echo, soak.parent))]
 
     async def teardown(tasks):
         soak.over = True

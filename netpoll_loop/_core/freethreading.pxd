@@ -3,8 +3,8 @@
 What holds in the core where there is none:
 
   - The thread that has P touches the loop without a lock, as with the GIL. It is one thread at a time (handoff.pyx).
-  - Any other thread comes in by call_soon_threadsafe: into `inbox`, under the loop's critical section, out of which
-    the thread that has P takes what is there.
+  - What any other thread schedules or cancels, be it by call_soon_threadsafe or not, is posted to `inbox`, under the
+    loop's critical section. The thread that has P takes it from there.
   - What changes P's thread is done in the loop's critical section. Like the GIL, one is given up while its thread
     waits; unlike the GIL, only who asks for it is kept out.
   - Nothing is kept from one object for the next, or shared by all loops: no pool of handles, no shared Contexts.
