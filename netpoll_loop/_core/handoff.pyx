@@ -87,8 +87,8 @@ cdef enum:
     TICK = 300 * 1000
     # How long Ctrl-C waits for the callback that runs to end by itself.
     INTERRUPT_AFTER = 100 * 1000 * 1000
-    # Bodies in a row that have lasted longer than a tick, after which P is given away at once: the next one is taken
-    # to last, too.
+    # Bodies in a row that have lasted longer than a tick, or are open, after which P is given away at once: the next
+    # one is taken to last, too.
     LONG_BODIES = 2
 
 cdef enum State:
@@ -501,7 +501,7 @@ cdef class HandoffLoop(SockLoop):
             # No spare watches: an offer would stand, although somebody is there who waits for P.
             body.number = 0
             self.grant(self.home_seat if self.home_seat is not None else self.first_seat())
-        elif self.long_bodies >= LONG_BODIES:
+        elif self.long_bodies >= LONG_BODIES or self.inside > LONG_BODIES:
             body.since = after(0)
             body.number = self.number = np_offer(self.offers.offers, 1)
         else:
