@@ -27,6 +27,8 @@ cdef class StreamTransport(SocketTransport):
     cdef bint writing
     # The callback in which it was written to last, as the place of the ready queue.
     cdef size_t wrote_in
+    # shutdown(SHUT_WR) was called. A second one fails if the peer has closed meanwhile.
+    cdef bint shut
     # The loop holds it by a weak reference only.
     cdef bint let_go
 

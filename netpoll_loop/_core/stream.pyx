@@ -815,6 +815,10 @@ cdef class StreamTransport(SocketTransport):
         return 0
 
     cdef int shut_down_writing(self) except -1:
+        if self.shut:
+            # In resume_writing(), by write_eof().
+            return 0
+        self.shut = True
         if c_shutdown(self.fd, SHUT_WR) < 0:
             raise OSError(errno, os.strerror(errno))
         return 0
