@@ -43,10 +43,8 @@ class _Echo(asyncio.Protocol):
         self.transport.write(data)
 
 
-async def echo_turn(loop: asyncio.AbstractEventLoop, count: int) -> None:
-    """One message of 1 KiB through a protocol that echoes it; the other end is asked without a loop."""
-    ours, theirs = socket.socketpair()
-    transport, _ = await loop.create_connection(_Echo, sock=ours)
+async def _ask(theirs: socket.socket, count: int) -> None:
+    """Sends 1 KiB and waits for the answer, so many times; then closes the socket."""
     message = bytes(1024)
     with theirs:
         theirs.setblocking(False)
@@ -59,6 +57,13 @@ async def echo_turn(loop: asyncio.AbstractEventLoop, count: int) -> None:
                     break
                 except BlockingIOError:
                     pass
+
+
+async def echo_turn(loop: asyncio.AbstractEventLoop, count: int) -> None:
+    """One message of 1 KiB through a protocol that echoes it; the other end is asked without a loop."""
+    ours, theirs = socket.socketpair()
+    transport, _ = await loop.create_connection(_Echo, sock=ours)
+    await _ask(theirs, count)
     transport.close()
 
 
@@ -73,18 +78,7 @@ async def streams_turn(loop: asyncio.AbstractEventLoop, count: int) -> None:
             await writer.drain()
 
     echoing = loop.create_task(echo())
-    message = bytes(1024)
-    with theirs:
-        theirs.setblocking(False)
-        for _ in range(count):
-            theirs.send(message)
-            while True:
-                await asyncio.sleep(0)
-                try:
-                    theirs.recv(2048)
-                    break
-                except BlockingIOError:
-                    pass
+    await _ask(theirs, count)
     await echoing
     writer.close()
 

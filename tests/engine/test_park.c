@@ -207,25 +207,26 @@ TEST(an_idle_process_makes_no_wake_ups, 30) {
 
 /* ---- Stall ---- */
 
+/* Waits until a number of np_stats is so high, and it must be just that; leaves them in s. */
+#define AWAIT(e, s, field, value)                                                    \
+    do {                                                                             \
+        int64_t end_ = now_ns() + 5000 * MS;                                         \
+        do {                                                                         \
+            sleep_ms(1);                                                             \
+            np_get_stats(e, &(s));                                                   \
+        } while ((s).field < (value) && now_ns() < end_);                            \
+        EQ((s).field, value);                                                        \
+    } while (0)
+
 static void wait_for_stall(np_engine *e, uint64_t stalls) {
     np_stats s;
-    int64_t end = now_ns() + 5000 * MS;
-    do {
-        sleep_ms(1);
-        np_get_stats(e, &s);
-    } while (s.stalls < stalls && now_ns() < end);
-    EQ(s.stalls, stalls);
+    AWAIT(e, s, stalls, stalls);
     EQ(s.poller, NP_POLLER_NETPOLLER);
 }
 
 static void await_received(np_engine *e, uint64_t bytes) {
     np_stats s;
-    int64_t end = now_ns() + 5000 * MS;
-    do {
-        sleep_ms(1);
-        np_get_stats(e, &s);
-    } while (s.bytes_received < bytes && now_ns() < end);
-    EQ(s.bytes_received, bytes);
+    AWAIT(e, s, bytes_received, bytes);
 }
 
 /* All that a writer sends, with the end of file, by a worker that is back. */
