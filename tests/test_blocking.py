@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import gc
+import itertools
 import os
 import signal
 import sqlite3
@@ -15,6 +16,7 @@ import pytest
 
 import netpoll_loop
 from netpoll_loop import blocking
+from netpoll_loop._core import handoff
 
 pytestmark = pytest.mark.netpoll_only("netpoll_loop's own function")
 
@@ -80,6 +82,196 @@ def test_more_bodies_than_workers_all_end(run, new_loop, caplog):
 
     loop.run_until_complete(asyncio.wait_for(main(), LIMIT))
     assert sum("worker threads are inside blocking()" in record.message for record in caplog.records) == 1
+
+
+def test_with_all_workers_inside_the_loop_goes_on_and_the_next_bodies_wait_in_their_order(new_loop, caplog):
+    loop = new_loop(max_workers=3)
+    go = threading.Event()
+    order = []
+
+    async def block(number):
+        order.append(number)
+        with blocking():
+            assert go.wait(LIMIT), "the loop stood still"
+
+    async def main():
+        bodies = asyncio.gather(*map(block, range(12)))
+        while len(order) < 3:
+            await asyncio.sleep(0)
+        # One thread is left; whoever goes into a body now would take it along.
+        await ticks()
+        assert order == [0, 1, 2]
+        go.set()
+        await bodies
+
+    loop.run_until_complete(main())
+    assert order == list(range(12))
+    assert sum("worker threads are inside blocking()" in record.message for record in caplog.records) == 1
+
+
+def test_the_task_that_has_started_another_one_eagerly_waits_too(new_loop):
+    if not hasattr(asyncio, "eager_task_factory"):
+        pytest.skip("this Python has no eager tasks")
+    loop = new_loop(max_workers=3)
+    go = threading.Event()
+    entered = []
+
+    async def block():
+        entered.append(1)
+        with blocking():
+            assert go.wait(LIMIT), "the loop stood still"
+
+    async def outer():
+        await asyncio.sleep(0)
+        await asyncio.Task(block(), eager_start=True, loop=loop)
+
+    async def main():
+        bodies = asyncio.gather(*(outer() for _ in range(12)))
+        while len(entered) < 3:
+            await asyncio.sleep(0)
+        await ticks()
+        assert len(entered) == 3
+        go.set()
+        await bodies
+
+    loop.run_until_complete(main())
+    assert len(entered) == 12
+
+
+def test_a_burst_of_bodies_comes_one_in_a_turn(run):
+    go = threading.Event()
+    entered = []
+    seen = []
+
+    async def block():
+        entered.append(1)
+        with blocking():
+            assert go.wait(LIMIT), "the loop stood still"
+
+    async def main():
+        bodies = asyncio.gather(*(block() for _ in range(30)))
+        while len(entered) < 30:
+            await asyncio.sleep(0)
+            seen.append(len(entered))
+        go.set()
+        await bodies
+
+    run(main())
+    # The first ones aren't known yet.
+    steps = [later - earlier for earlier, later in itertools.pairwise(seen) if earlier > 4]
+    assert steps
+    assert max(steps) == 1
+
+
+def test_what_an_open_body_waits_for_is_not_delayed_for_ever(new_loop, monkeypatch):
+    monkeypatch.setattr(handoff, "DELAY_LIMIT", 0.05)
+    loop = new_loop(max_workers=3)
+    go = threading.Event()
+
+    async def block(number):
+        # The last one is of the same kind, and what the others wait for.
+        if number == 8:
+            go.set()
+        with blocking():
+            assert go.wait(LIMIT), "the loop stood still"
+
+    async def main():
+        # Room for one: the others before it stay in a body, and one thread after the other is used up.
+        await asyncio.gather(*map(block, (0, 1, 2, 8)))
+
+    loop.run_until_complete(main())
+    assert go.is_set()
+
+
+@pytest.mark.parametrize("run_on", ["caller", "worker"])
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_each_thread_that_is_free_again_is_noticed(new_loop, monkeypatch, workers, run_on):
+    # No limit helps: if the end of a body went unnoticed the loop would sleep.
+    monkeypatch.setattr(handoff, "DELAY_LIMIT", 1e6)
+    loop = new_loop(max_workers=workers, run_on=run_on)
+
+    async def block(number):
+        for i in range(6):
+            with blocking():
+                time.sleep(0.0001 * (number * 7 + i * 5 % 11))
+            if i % 2:
+                await asyncio.sleep(0)
+        return number
+
+    async def main():
+        assert await asyncio.gather(*map(block, range(20))) == list(range(20))
+
+    loop.run_until_complete(asyncio.wait_for(main(), 3 * LIMIT))
+
+
+def test_a_thread_that_is_slow_to_be_free_again_is_noticed(new_loop, monkeypatch):
+    monkeypatch.setattr(handoff, "DELAY_LIMIT", 1e6)
+    loop = new_loop(max_workers=3)
+    gates = [threading.Event() for _ in range(40)]
+    entered = []
+    set_hooks = sys.set_asyncgen_hooks
+
+    def slowly(*hooks, **named):
+        # A worker calls it before it begins to run the loop, and when it no longer does.
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.003)
+        set_hooks(*hooks, **named)
+
+    async def block(number, all_in):
+        entered.append(number)
+        if number >= 3:
+            # The next to last one ends: room for one more.
+            gates[number - 2].set()
+        if number == len(gates) - 1:
+            all_in.set()
+        with blocking():
+            assert gates[number].wait(LIMIT), "the loop slept"
+
+    async def main():
+        all_in = asyncio.Event()
+        bodies = asyncio.gather(*(block(number, all_in) for number in range(len(gates))))
+        while len(entered) < 3:
+            await asyncio.sleep(0)
+        await ticks()
+        # From here on nothing happens but that a body ends.
+        gates[0].set()
+        await all_in.wait()
+        for gate in gates:
+            gate.set()
+        await bodies
+
+    monkeypatch.setattr(sys, "set_asyncgen_hooks", slowly)
+    loop.run_until_complete(main())
+    assert entered == list(range(len(gates)))
+
+
+def test_a_delayed_step_can_be_cancelled_and_survives_the_end_of_the_run(new_loop):
+    loop = new_loop(max_workers=3)
+    go = threading.Event()
+    entered = []
+
+    async def block(number):
+        entered.append(number)
+        with blocking():
+            assert go.wait(LIMIT), "the loop stood still"
+
+    async def main():
+        tasks = [asyncio.ensure_future(block(number)) for number in range(6)]
+        while len(entered) < 3:
+            await asyncio.sleep(0)
+        await ticks()
+        assert entered == [0, 1, 2]
+        tasks[4].cancel()
+        return tasks
+
+    # M0 is inside one of them: the run can't end before.
+    timer = threading.Timer(LONG, go.set)
+    timer.start()
+    tasks = loop.run_until_complete(main())
+    results = loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    timer.join()
+    assert [type(result) for result in results] == [type(None)] * 4 + [asyncio.CancelledError, type(None)]
+    assert sorted(entered) == [0, 1, 2, 3, 5]
 
 
 def test_a_body_that_no_spare_watches_gives_p_to_who_waits_for_it(new_loop):

@@ -9,6 +9,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 MAX_WORKERS: int
+DELAY_LIMIT: float
 
 class HandoffLoop(SockLoop):
     _stall_report: float | None

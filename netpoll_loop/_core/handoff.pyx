@@ -35,6 +35,7 @@ from cpython.object cimport PyObject
 from libc.errno cimport EINTR
 from libc.stdint cimport int64_t, uint64_t
 
+from netpoll_loop._core.admission cimport Admission
 from netpoll_loop._core.engine cimport np_wake
 from netpoll_loop._core.handles cimport Runnable
 from netpoll_loop._core.scheduler cimport Scheduler
@@ -88,7 +89,7 @@ cdef enum:
     # How long Ctrl-C waits for the callback that runs to end by itself.
     INTERRUPT_AFTER = 100 * 1000 * 1000
     # Bodies in a row that have lasted longer than a tick, or are open, after which P is given away at once: the next
-    # one is taken to last, too.
+    # one is taken to last, too. Who may enter one waits for admission while more are open.
     LONG_BODIES = 2
 
 cdef enum State:
@@ -119,6 +120,11 @@ cdef bint tasks_by_thread = sys.version_info >= (3, 14)
 cdef object listed_tasks = _tasks.all_tasks
 
 MAX_WORKERS = 64
+
+cdef str STANDS = "until the first of them returns nothing else runs"
+
+#: Seconds without the end of a body after which a step that is delayed runs, although no thread is left for the loop.
+DELAY_LIMIT = 1.0
 
 
 cdef inline int64_t after(int64_t ns) noexcept nogil:
@@ -227,6 +233,11 @@ cdef class HandoffLoop(SockLoop):
     cdef bint full_reported
     # How many bodies in a row have lasted, at most LONG_BODIES.
     cdef int long_bodies
+    # Which steps are delayed; how many bodies have ended; since when that is waited for: the limit is over.
+    cdef Admission admission
+    cdef uint64_t ended
+    cdef object delay_timer
+    cdef bint overdue
     # Another thread than M0 has had P.
     cdef bint spread
     # See stalls.py: seconds, or None; made when it is first needed.
@@ -241,6 +252,7 @@ cdef class HandoffLoop(SockLoop):
         self.held = []
         self.threads = []
         self.max_workers_ = MAX_WORKERS
+        self.admission = Admission()
 
     def __dealloc__(self):
         if self.offers is not None:
@@ -266,17 +278,17 @@ cdef class HandoffLoop(SockLoop):
                 self.workers -= 1
                 if not isinstance(exc, (RuntimeError, MemoryError)):
                     raise
-                self.report_full(f"can't start a worker thread ({exc})")
+                self.report_full(f"can't start a worker thread ({exc})", STANDS)
             else:
                 self.threads.append(thread)
         elif self.workers:
-            self.report_full(f"all {self.workers} worker threads are inside blocking()")
+            self.report_full(f"all {self.workers} worker threads are inside blocking()", STANDS)
         return self.workers > 0
 
-    cdef int report_full(self, str why) except -1:
+    cdef int report_full(self, str why, str what) except -1:
         if not self.full_reported:
             self.full_reported = True
-            logger.warning("netpoll_loop: %s; %r goes on when the first of them returns", why, self)
+            logger.warning("netpoll_loop: %s; %s (%r)", why, what, self)
         return 0
 
     cdef int stand_in(self, Offers offers, uint64_t number) except -1:
@@ -290,6 +302,9 @@ cdef class HandoffLoop(SockLoop):
             with cython.critical_section(self):
                 if self.offers is offers:
                     self.idle += 1
+                    if self.delayed and self.state != GONE:
+                        # The loop may be waiting for a thread, and not for an event.
+                        np_wake(self.engine)
         return 0
 
     @cython.critical_section
@@ -353,6 +368,50 @@ cdef class HandoffLoop(SockLoop):
         else:
             return False
         return True
+
+    # ---- admission ---------------------------------------------------------------
+
+    cdef int left(self) noexcept:
+        """How many threads could still be had to run the loop."""
+        return self.idle + max(0, self.max_workers_ - self.workers)
+
+    cdef bint has_room(self):
+        """Whether a thread would be there to run the loop, if this one went into a body."""
+        return self.left() > 0 or self.home_seat is not None or bool(self.seats)
+
+    # Whoever becomes idle looks at `delayed` in the same section, and wakes the loop.
+    @cython.critical_section
+    cdef bint delayed_may_run(self) except -1:
+        return self.overdue or not self.bodies or self.has_room()
+
+    cdef int sift(self) except -1:
+        cdef Py_ssize_t count = len(self.bodies)
+        if count == 0 or (count <= LONG_BODIES and self.left() > LONG_BODIES):
+            if self.delayed:
+                self.admit_all()
+            return 0
+        self.delayed = self.admission.sift(self, self.overdue or self.has_room())
+        self.overdue = False
+        if self.delayed and self.delay_timer is None and not self.has_room():
+            self.report_full(
+                f"all {self.workers} worker threads are inside blocking()", "who may enter it waits for the first of them to return")
+            self.limit_delay()
+        return 0
+
+    cdef int admit_all(self) except -1:
+        self.delayed = 0
+        return self.admission.admit_all(self)
+
+    cdef int limit_delay(self) except -1:
+        self.delay_timer = self.call_later(DELAY_LIMIT, self._delay_is_over, self.ended)
+        return 0
+
+    def _delay_is_over(self, uint64_t ended):
+        self.delay_timer = None
+        if self.delayed:
+            if ended == self.ended:
+                self.overdue = True
+            self.limit_delay()
 
     # ---- P -----------------------------------------------------------------------
 
@@ -479,6 +538,8 @@ cdef class HandoffLoop(SockLoop):
         if self.state != HELD or self.owner != me or self.forked or not self.ensure_spare():
             body.state = INERT
             return 0
+        if self.inside >= LONG_BODIES or self.left() <= 1:
+            self.admission.note()
         if swap_current_task is not None:
             body.task = swap_current_task(self, None)
         else:
@@ -529,6 +590,7 @@ cdef class HandoffLoop(SockLoop):
     cdef int forget(self, Body body) except -1:
         if self.bodies.pop(body.ident, None) is not None:
             self.inside -= 1
+            self.ended += 1
         return 0
 
     cdef int restore(self, Body body, bint in_task) except -1:
@@ -657,6 +719,7 @@ cdef class HandoffLoop(SockLoop):
             self.abandon(body, False)
             self.thread_id = 0
         self.release_held()
+        self.admit_all()
         self.carried = None
         self.state = NONE
         self.owner = 0
@@ -824,6 +887,7 @@ cdef class HandoffLoop(SockLoop):
         self.workers = self.idle = 0
         self.bodies = {}
         self.inside = 0
+        self.admit_all()
         self.recount()
         if body is not None:
             self.bodies[me] = body

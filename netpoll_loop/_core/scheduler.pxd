@@ -76,6 +76,8 @@ cdef class Scheduler(Home):
     cdef int wanted
     # Bodies of blocking() that are open: who calls is looked at.
     cdef int inside
+    # Steps of tasks that wait for a thread, see admission.pyx.
+    cdef Py_ssize_t delayed
     cdef uint64_t turns
     # In the kernel, without the GIL, for an event.
     cdef bint waiting
@@ -127,6 +129,8 @@ cdef class Scheduler(Home):
     cdef int poll(self) except -1
     cdef int attend(self) except -1
     cdef int between_turns(self) except -1
+    cdef bint delayed_may_run(self) except -1
+    cdef int sift(self) except -1
     cdef bint check_caller(self, object callback, object method) except -1
     cdef int park(self, int64_t deadline) except -1
     cdef bint linger(self, int64_t deadline) except -1

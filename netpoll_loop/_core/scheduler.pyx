@@ -406,6 +406,14 @@ cdef class Scheduler(Home):
         """On M0, while something is wanted of it."""
         return 0
 
+    cdef bint delayed_may_run(self) except -1:
+        """Whether a step that is delayed could run now."""
+        return False
+
+    cdef int sift(self) except -1:
+        """Before the ready queue is run, while bodies are open or steps are delayed."""
+        return 0
+
     cdef bint check_caller(self, object callback, object method) except -1:
         """In debug mode, or while P moves: who calls, and what. Whether the loop has to be woken."""
         self._check_thread()
@@ -426,6 +434,8 @@ cdef class Scheduler(Home):
     cdef int64_t deadline(self) except? -2:
         """When to wake for the first timer: absolute ns, -1 for never, 0 for at once."""
         cdef double left, when
+        if self.delayed and self.delayed_may_run():
+            return 0
         if self.timers.count == 0:
             return -1
         when = self.timers.first()
@@ -557,6 +567,8 @@ cdef class Scheduler(Home):
             end = self.now() + CLOCK_RESOLUTION
             while self.timers.count and self.timers.first() < end:
                 self.ring_push(self.timers.pop())
+        if self.inside or self.delayed:
+            self.sift()
         return self.run_ready()
 
     cdef bint poll_is_due(self) noexcept:
