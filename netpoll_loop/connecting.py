@@ -7,6 +7,7 @@ and raises the same. Everything else goes to asyncio's own.
 
 from __future__ import annotations
 
+import _socket
 import asyncio
 import functools
 import socket
@@ -15,13 +16,14 @@ from collections.abc import Callable
 from socket import SOCK_NONBLOCK, SOCK_STREAM
 from typing import Any
 
-from netpoll_loop._core.stream import StreamTransport
+from netpoll_loop._core.sock import SockLoop
+from netpoll_loop._core.stream import connected_stream
 from netpoll_loop.dns import AddressInfo, resolve_literal
 
 __all__ = ("ConnectMixin",)
 
-# Somebody who patched them wants to be asked.
 _socket_class = socket.socket
+_sock_connect = SockLoop.sock_connect
 
 
 class ConnectMixin(asyncio.SelectorEventLoop):
@@ -40,21 +42,30 @@ class ConnectMixin(asyncio.SelectorEventLoop):
         ):
             # The lookup of asyncio's own for a literal asks nobody either.
             found = resolve_literal(host, port, 0, SOCK_STREAM)
-            if found is not None and len(found) == 1 and base_events.socket.socket is _socket_class:  # type: ignore[attr-defined]
+            if found is not None and len(found) == 1 and not self._is_patched():
                 return await self._connect(protocol_factory, found[0])
         return await super().create_connection(protocol_factory, host, port, **options)
 
+    def _is_patched(self) -> bool:
+        """Whether somebody wants to be asked: tests and guards replace the class socket, its connect(), or sock_connect()."""
+        return (
+            base_events.socket.socket is not _socket_class  # type: ignore[attr-defined]
+            or "connect" in _socket_class.__dict__
+            or getattr(self.sock_connect, "__func__", None) is not _sock_connect
+        )
+
     async def _connect(self, protocol_factory: Callable[[], Any], found: AddressInfo) -> tuple[Any, Any]:
         family, kind, proto, _, address = found
-        sock = socket.socket(family, kind | SOCK_NONBLOCK, proto)
+        # The transport makes a socket.socket of it only if somebody asks for one.
+        sock = _socket.socket(family, kind | SOCK_NONBLOCK, proto)
         try:
-            await self.sock_connect(sock, address)
+            await self.sock_connect(sock, address)  # type: ignore[arg-type]
         except BaseException:
             sock.close()
             raise
         protocol = protocol_factory()
         waiter = self.create_future()
-        transport = StreamTransport(self, sock, protocol, waiter)
+        transport = connected_stream(self, sock, protocol, waiter)
         try:
             await waiter
         except BaseException:

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import socket
+import struct
 import sys
 
 import pytest
@@ -112,6 +113,54 @@ def test_a_sock_connect_of_the_users_own_is_called(loop):
         server.close()
         await server.wait_closed()
         assert asked == [address]
+
+    loop.run_until_complete(asyncio.wait_for(main(), LIMIT))
+
+
+def test_a_guard_in_place_of_connect_is_asked(loop, monkeypatch):
+    # As pytest-socket's: it would refuse any other host.
+    asked = []
+    original = socket.socket.connect
+
+    def guarded(sock, address):
+        asked.append(address)
+        return original(sock, address)
+
+    async def main():
+        server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        monkeypatch.setattr(socket.socket, "connect", guarded)
+        transport, _ = await loop.create_connection(asyncio.Protocol, *address)
+        transport.abort()
+        with socket.socket() as sock:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, address)
+        monkeypatch.undo()
+        server.close()
+        await server.wait_closed()
+        assert asked == [address, address]
+
+    loop.run_until_complete(asyncio.wait_for(main(), LIMIT))
+
+
+def test_the_peer_may_be_gone_before_the_connection_is_made(loop):
+    async def main():
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            address = listener.getsockname()
+            connecting = loop.create_task(loop.create_connection(asyncio.Protocol, *address))
+            await asyncio.sleep(0)
+            peer, _ = listener.accept()
+            # Reset, not closed.
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.close()
+        try:
+            transport, _ = await connecting
+        except OSError:
+            return
+        assert transport.get_extra_info("peername") in (address, None)
+        transport.abort()
 
     loop.run_until_complete(asyncio.wait_for(main(), LIMIT))
 

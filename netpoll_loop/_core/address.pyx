@@ -4,7 +4,9 @@
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.string cimport strlen
 
+import _socket
 import os
+import socket
 
 cdef extern from "<netinet/in.h>" nogil:
     cdef struct in_addr:
@@ -31,6 +33,20 @@ cdef extern from "<arpa/inet.h>" nogil:
 cdef extern from "<sys/un.h>" nogil:
     cdef struct sockaddr_un:
         char sun_path[108]
+
+cdef object SocketType = socket.socket
+cdef object raw_family = _socket.socket.family
+cdef object raw_kind = _socket.socket.type
+
+
+cdef object family_of(object sock):
+    """sock.family, as a plain number: making an enum's member of it costs more than a system call."""
+    return raw_family.__get__(sock) if type(sock) is SocketType else sock.family
+
+
+cdef object kind_of(object sock):
+    """sock.type, in the same way."""
+    return raw_kind.__get__(sock) if type(sock) is SocketType else sock.type
 
 
 cdef object address_object(sockaddr_storage *address, socklen_t length):

@@ -16,7 +16,7 @@ from netpoll_loop._core.address cimport address_object
 from netpoll_loop._core.engine cimport (
     NP_LISTEN, NP_R, np_accept, np_accepted, np_arm,
 )
-from netpoll_loop._core.stream cimport accepted_stream
+from netpoll_loop._core.stream cimport stream_of_fd
 from netpoll_loop._core.watch cimport WatchLoop, fileno_of
 
 import os
@@ -47,8 +47,8 @@ cdef class Accepted(Runnable):
             if listener.sslcontext is None:
                 protocol = listener.protocol_factory()
                 self.fd = -1
-                accepted_stream(loop, fd, listener.family, listener.proto, protocol,
-                                listener.server, &self.address, self.length)
+                stream_of_fd(loop, fd, listener.family, listener.proto, protocol,
+                                None, listener.server, &self.address, self.length)
             else:
                 self.fd = -1
                 conn = _socket.socket(listener.family, _socket.SOCK_STREAM, listener.proto, fileno=fd)

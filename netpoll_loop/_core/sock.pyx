@@ -13,11 +13,13 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
 from libc.errno cimport EAGAIN, EALREADY, EBADF, EINPROGRESS, EINTR, EISCONN, errno
 
-from netpoll_loop._core.engine cimport NP_LEVEL, NP_WAIT
+from netpoll_loop._core.address cimport c_getpeername, family_of, sockaddr
+from netpoll_loop._core.engine cimport NP_LEVEL, NP_WAIT, sockaddr_storage, socklen_t
 from netpoll_loop._core.scheduler cimport SCRATCH_SIZE, Scheduler
 from netpoll_loop._core.server cimport ServingLoop
 from netpoll_loop._core.watch cimport FdWatch
 
+import _socket as _csocket
 import os
 import socket as _socket
 import warnings
@@ -52,7 +54,10 @@ cdef extern from "<sys/socket.h>" nogil:
 # Seconds between two attempts to connect to a Unix listener whose queue is full.
 cdef double UNIX_CONNECT_RETRY = 0.005
 cdef object SocketType = _socket.socket
+# Its base class, in C: what a connection is made with that needs no socket object later (connecting.py).
+cdef object RawSocketType = _csocket.socket
 cdef object inet_pton = _socket.inet_pton
+cdef tuple INTERNET = (int(_socket.AF_INET), int(_socket.AF_INET6))
 # What connect(2) says of a connect that goes on by itself.
 cdef tuple UNDER_WAY = (EINPROGRESS, EINTR, EALREADY, EAGAIN)
 cdef object check_ssl_socket = _base_events._check_ssl_socket
@@ -440,6 +445,11 @@ cdef bint is_usual(object address) except -1:
     )
 
 
+cdef bint is_plain(object sock) except -1:
+    """A socket whose connect() nobody has replaced: connect_ex() does the same."""
+    return type(sock) is RawSocketType or (type(sock) is SocketType and "connect" not in SocketType.__dict__)
+
+
 async def begin_connect(sock, address):
     """Whether the socket is connected already."""
     while True:
@@ -470,11 +480,8 @@ cdef class Connect(Operation):
     cdef object attempt(self):
         if self.waiter is None and self.loop._mode == "dedicated":
             return None
-        try:
-            self.sock.getpeername()
+        if self.has_peer():
             return True
-        except OSError:
-            pass
         # Under way, or it has failed. Reading SO_ERROR would leave a socket that can't be connected any more.
         error = self.sock.connect_ex(self.address)
         if error in UNDER_WAY:
@@ -483,12 +490,25 @@ cdef class Connect(Operation):
             raise OSError(error, f"Connect call failed {self.address}")
         return True
 
+    cdef bint has_peer(self) except -1:
+        cdef sockaddr_storage address
+        cdef socklen_t length = sizeof(address)
+        cdef int fd
+        if type(self.sock) is SocketType or type(self.sock) is RawSocketType:
+            fd = self.sock.fileno()
+            return fd >= 0 and c_getpeername(fd, <sockaddr *>&address, &length) == 0
+        try:
+            self.sock.getpeername()
+        except OSError:
+            return False
+        return True
+
 
 cdef class SockLoop(ServingLoop):
     """The serving loop, with sock_recv and its kin."""
 
     cdef int check_sock(self, object sock) except -1:
-        if type(sock) is not SocketType:
+        if type(sock) is not SocketType and type(sock) is not RawSocketType:
             check_ssl_socket(sock)
         self.quiet = 0
         if self._debug and sock.gettimeout() != 0:
@@ -594,11 +614,12 @@ cdef class SockLoop(ServingLoop):
         """asyncio.loop.sock_connect; host names are resolved first."""
         cdef Connect operation
         self.check_sock(sock)
-        if sock.family in (_socket.AF_INET, _socket.AF_INET6) and not is_resolved(sock.family, address):
+        family = family_of(sock)
+        if family in INTERNET and not is_resolved(family, address):
             resolved = await self._ensure_resolved(
-                address, family=sock.family, type=sock.type, proto=sock.proto, loop=self)
+                address, family=family, type=sock.type, proto=sock.proto, loop=self)
             _, _, _, _, address = resolved[0]
-        if type(sock) is SocketType and is_usual(address) and sock.gettimeout() == 0:
+        if is_plain(sock) and is_usual(address) and sock.gettimeout() == 0:
             # Without an exception for EINPROGRESS.
             error = sock.connect_ex(address)
             if error == 0:

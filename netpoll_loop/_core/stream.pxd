@@ -56,5 +56,5 @@ cdef class StreamTransport(SocketTransport):
     cdef bint unwatch_writable(self) except -1
 
 
-cdef StreamTransport accepted_stream(Scheduler loop, int fd, int family, int proto, object protocol,
-                                     object server, sockaddr_storage *peer, socklen_t length)
+cdef StreamTransport stream_of_fd(Scheduler loop, int fd, int family, int proto, object protocol,
+                                     object waiter, object server, sockaddr_storage *peer, socklen_t length)

@@ -1,3 +1,4 @@
+import _socket
 import asyncio
 from socket import socket
 from typing import Any
@@ -14,3 +15,7 @@ class StreamTransport(asyncio.Transport):
         extra: dict[str, Any] | None = None,
         server: Any = None,
     ) -> None: ...
+
+def connected_stream(
+    loop: asyncio.AbstractEventLoop, sock: _socket.socket, protocol: asyncio.BaseProtocol, waiter: asyncio.Future[Any]
+) -> StreamTransport: ...

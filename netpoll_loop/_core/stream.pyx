@@ -17,7 +17,7 @@ from cpython.ref cimport Py_INCREF
 from libc.errno cimport EAGAIN, errno
 from libc.string cimport memcpy
 
-from netpoll_loop._core.address cimport RAW_SIZE, address_object
+from netpoll_loop._core.address cimport RAW_SIZE, address_object, c_getpeername, sockaddr
 from netpoll_loop._core.engine cimport (
     NP_ERR, NP_HUP, NP_R, NP_STREAM, NP_W, iovec, np_discard, np_flush, np_more,
     np_hand_over, np_notify_writable, np_pending, np_queue, np_queue_for_turn,
@@ -137,9 +137,9 @@ cdef int detach(object server, object transport) except -1:
     return 0
 
 
-cdef StreamTransport accepted_stream(Scheduler loop, int fd, int family, int proto, object protocol,
-                                     object server, sockaddr_storage *peer, socklen_t length):
-    """The transport of a connection that a listener accepted; it owns fd from here on."""
+cdef StreamTransport stream_of_fd(Scheduler loop, int fd, int family, int proto, object protocol,
+                                     object waiter, object server, sockaddr_storage *peer, socklen_t length):
+    """The transport of a connection that has no socket object; it owns fd from here on. length: 0 without a peer."""
     cdef StreamTransport self = StreamTransport.__new__(StreamTransport)
     self.loop = loop
     self.family = family
@@ -147,12 +147,12 @@ cdef StreamTransport accepted_stream(Scheduler loop, int fd, int family, int pro
     self.proto = proto
     self.fd = fd
     try:
-        if length <= RAW_SIZE and family in (AF_INET, AF_INET6):
+        if 0 < length <= RAW_SIZE and family in (AF_INET, AF_INET6):
             memcpy(self.peer_raw, peer, length)
             self.peer_length = length
         else:
             self.extra = {"peername": address_object(peer, length)}
-        self._begin(protocol, None, server)
+        self._begin(protocol, waiter, server)
     except BaseException:
         if self.desc is not NULL:
             loop.close_descriptor(self)
@@ -160,6 +160,19 @@ cdef StreamTransport accepted_stream(Scheduler loop, int fd, int family, int pro
         self.fd = -1
         raise
     return self
+
+
+def connected_stream(Scheduler loop, sock, protocol, waiter):
+    """The transport of what a _socket.socket has connected to; the socket is used up."""
+    cdef sockaddr_storage peer
+    cdef socklen_t length = sizeof(peer)
+    cdef int family = sock.family
+    cdef int proto = sock.proto
+    cdef int fd = sock.detach()
+    if c_getpeername(fd, <sockaddr *>&peer, &length) != 0:
+        # It has gone again.
+        length = 0
+    return stream_of_fd(loop, fd, family, proto, protocol, waiter, None, &peer, length)
 
 
 cdef class StreamTransport(SocketTransport):

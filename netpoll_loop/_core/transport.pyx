@@ -11,7 +11,7 @@ from cpython.contextvars cimport PyContext_Enter
 from libc.stdint cimport uint32_t
 from libc.string cimport memcpy
 
-from netpoll_loop._core.address cimport address_object
+from netpoll_loop._core.address cimport address_object, c_getpeername, family_of, kind_of, sockaddr
 from netpoll_loop._core.engine cimport socklen_t, sockaddr_storage
 from netpoll_loop._core.handles cimport raise_what_is_set
 
@@ -23,9 +23,6 @@ from asyncio import trsock as _trsock
 from asyncio.log import logger
 
 cdef extern from "<sys/socket.h>" nogil:
-    cdef struct sockaddr:
-        pass
-    int c_getpeername "getpeername"(int fd, sockaddr *address, socklen_t *length)
     int c_getsockname "getsockname"(int fd, sockaddr *address, socklen_t *length)
     int AF_INET
     int AF_INET6
@@ -51,8 +48,8 @@ cdef class SocketTransport(Descriptor):
         self.loop = loop
         self.sock = sock
         self.fd = sock.fileno()
-        self.family = sock.family
-        self.kind = sock.type
+        self.family = family_of(sock)
+        self.kind = kind_of(sock)
         self.proto = sock.proto
         if extra:
             self.extra = dict(extra)
