@@ -313,6 +313,8 @@ def test_a_burst_begins_at_a_line_and_has_a_reply_for_each_connection():
     ],
 )
 def test_a_row_of_its_own_way_runs(name, shown):
+    if "uvloop" in shown:
+        pytest.importorskip("uvloop", reason="no uvloop for this Python")
     words = ["--rows", name, "--loops", "netpoll_loop,uvloop", "--rounds", "1", "--seconds", "0.05"]
     ran = subprocess.run(
         [sys.executable, "-m", "benchmarks", *words], cwd=ROOT, capture_output=True, text=True, timeout=50

@@ -48,7 +48,7 @@ cdef class Accepted(Runnable):
                 protocol = listener.protocol_factory()
                 self.fd = -1
                 stream_of_fd(loop, fd, listener.family, listener.proto, protocol,
-                                None, listener.server, &self.address, self.length)
+                             None, listener.server, &self.address, self.length)
             else:
                 self.fd = -1
                 conn = _socket.socket(listener.family, _socket.SOCK_STREAM, listener.proto, fileno=fd)

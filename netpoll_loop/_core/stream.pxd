@@ -57,4 +57,4 @@ cdef class StreamTransport(SocketTransport):
 
 
 cdef StreamTransport stream_of_fd(Scheduler loop, int fd, int family, int proto, object protocol,
-                                     object waiter, object server, sockaddr_storage *peer, socklen_t length)
+                                  object waiter, object server, sockaddr_storage *peer, socklen_t length)

@@ -138,7 +138,7 @@ cdef int detach(object server, object transport) except -1:
 
 
 cdef StreamTransport stream_of_fd(Scheduler loop, int fd, int family, int proto, object protocol,
-                                     object waiter, object server, sockaddr_storage *peer, socklen_t length):
+                                  object waiter, object server, sockaddr_storage *peer, socklen_t length):
     """The transport of a connection that has no socket object; it owns fd from here on. length: 0 without a peer."""
     cdef StreamTransport self = StreamTransport.__new__(StreamTransport)
     self.loop = loop
