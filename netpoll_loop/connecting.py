@@ -47,7 +47,7 @@ class ConnectMixin(asyncio.SelectorEventLoop):
         return await super().create_connection(protocol_factory, host, port, **options)
 
     def _is_patched(self) -> bool:
-        """Whether somebody wants to be asked: tests and guards replace the class socket, its connect(), or sock_connect()."""
+        """Whether somebody wants to be asked: guards and tests replace socket, its connect(), or sock_connect()."""
         return (
             base_events.socket.socket is not _socket_class  # type: ignore[attr-defined]
             or "connect" in _socket_class.__dict__
