@@ -23,7 +23,7 @@ from netpoll_loop.dns import AddressInfo, resolve_literal
 __all__ = ("ConnectMixin",)
 
 _socket_class = socket.socket
-_sock_connect = SockLoop.sock_connect
+_sock_connect = SockLoop.sock_connect  # type: ignore[attr-defined]
 
 
 class ConnectMixin(asyncio.SelectorEventLoop):
