@@ -76,6 +76,22 @@ def test_coroutines_and_callbacks_run_on_one_worker_thread(worker):
     assert asyncio._get_running_loop() is None
 
 
+def test_the_running_loop_is_told_to_whom_asyncio_asks(worker, monkeypatch):
+    # CPython's own tests put the functions in Python in the place of those in C.
+    for name in "_get_running_loop", "_set_running_loop":
+        monkeypatch.setattr(asyncio.events, name, getattr(asyncio.events, f"_py_{name}"))
+    seen = []
+
+    async def main():
+        seen.append(asyncio.events._get_running_loop())
+        with netpoll_loop.blocking():
+            seen.append(asyncio.events._get_running_loop())
+        seen.append(asyncio.events._get_running_loop())
+
+    worker.run_until_complete(main())
+    assert seen == [worker, None, worker]
+
+
 def test_exceptions_results_and_contexts(worker):
     variable = contextvars.ContextVar("variable", default=0)
     variable.set(3)

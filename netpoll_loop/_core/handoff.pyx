@@ -108,8 +108,6 @@ cdef enum BodyState:
     VOID
     CLOSED
 
-cdef object get_running_loop = _events._get_running_loop
-cdef object set_running_loop = _events._set_running_loop
 cdef object swap_current_task = getattr(_tasks, "_swap_current_task", None)
 cdef object current_task = _tasks.current_task
 cdef object enter_task = _tasks._enter_task
@@ -185,17 +183,17 @@ def _spare(Offers offers, loop_ref):
 
 def _all_tasks(loop=None):
     """asyncio.all_tasks; of a loop that has changed its thread, the tasks of all threads."""
-    running = get_running_loop()
+    running = _events._get_running_loop()
     if loop is None:
         loop = _events.get_running_loop()
     if running is not loop or not isinstance(loop, HandoffLoop):
         return listed_tasks(loop)
     # 3.14 looks at the other threads only if the loop doesn't run in this one.
-    set_running_loop(None)
+    _events._set_running_loop(None)
     try:
         return listed_tasks(loop)
     finally:
-        set_running_loop(running)
+        _events._set_running_loop(running)
 
 
 cdef class HandoffLoop(SockLoop):
@@ -350,8 +348,8 @@ cdef class HandoffLoop(SockLoop):
                 if (self.wanted or self._stopping) and self.give_away():
                     break
         finally:
-            if get_running_loop() is self:
-                set_running_loop(None)
+            if _events._get_running_loop() is self:
+                _events._set_running_loop(None)
             sys.set_asyncgen_hooks(*hooks)
             sys.set_coroutine_origin_tracking_depth(depth)
         return 0
@@ -417,7 +415,7 @@ cdef class HandoffLoop(SockLoop):
 
     cdef int settle_in(self) except -1:
         """This thread has P: it is the one on which the loop runs."""
-        set_running_loop(self)
+        _events._set_running_loop(self)
         self.thread_id = <int64_t>PyThread_get_thread_ident()
         return 0
 
@@ -436,7 +434,7 @@ cdef class HandoffLoop(SockLoop):
 
     cdef int give(self, Seat seat) except -1:
         """To the thread in the seat."""
-        set_running_loop(None)
+        _events._set_running_loop(None)
         self.grant(seat)
         return 0
 
@@ -454,7 +452,7 @@ cdef class HandoffLoop(SockLoop):
 
     cdef int give_home(self) except -1:
         """The run is over, as soon as M0 is there."""
-        set_running_loop(None)
+        _events._set_running_loop(None)
         if self.home_seat is not None:
             return self.grant(self.home_seat)
         self.state = HOME
@@ -546,7 +544,7 @@ cdef class HandoffLoop(SockLoop):
             body.task = current_task(self)
             if body.task is not None:
                 leave_task(self, body.task)
-        set_running_loop(None)
+        _events._set_running_loop(None)
         self.thread_id = -1
         body.current_handle = self._current_handle
         self._current_handle = None
@@ -734,7 +732,7 @@ cdef class HandoffLoop(SockLoop):
         cdef object exc, raised = None
         if not self.ensure_spare():
             raise RuntimeError("can't start a worker thread")
-        set_running_loop(None)
+        _events._set_running_loop(None)
         self.thread_id = -1
         self.m0_seat = Seat()
         self.inside += 1
@@ -924,7 +922,7 @@ cdef class Body:
     cdef int state
 
     def __enter__(self):
-        loop = get_running_loop()
+        loop = _events._get_running_loop()
         if self.state == OPEN or self.state == VOID:
             raise RuntimeError("this blocking() is entered already")
         self.state = INERT
