@@ -183,6 +183,27 @@ def test_what_an_open_body_waits_for_is_not_delayed_for_ever(new_loop, monkeypat
     assert go.is_set()
 
 
+def test_tasks_that_do_not_block_after_all_are_delayed_once(new_loop, monkeypatch):
+    monkeypatch.setattr(handoff, "DELAY_LIMIT", 0.3)
+    loop = new_loop(max_workers=3)
+    go = threading.Event()
+
+    async def perhaps(number):
+        if number < 3:
+            with blocking():
+                assert go.wait(2 * LIMIT), "the loop stood still"
+
+    async def main():
+        bodies = asyncio.gather(*map(perhaps, range(3)))
+        await ticks()
+        # One after the other these would take half a minute.
+        await asyncio.wait_for(asyncio.gather(*map(perhaps, range(3, 103))), LIMIT)
+        go.set()
+        await bodies
+
+    loop.run_until_complete(main())
+
+
 @pytest.mark.parametrize("run_on", ["caller", "worker"])
 @pytest.mark.parametrize("workers", [1, 2, 3, 5])
 def test_each_thread_that_is_free_again_is_noticed(new_loop, monkeypatch, workers, run_on):

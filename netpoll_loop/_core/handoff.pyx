@@ -121,7 +121,7 @@ MAX_WORKERS = 64
 
 cdef str STANDS = "until the first of them returns nothing else runs"
 
-#: Seconds without the end of a body after which a step that is delayed runs, although no thread is left for the loop.
+#: Seconds without the end of a body after which delayed steps run, although no other thread is left for the loop.
 DELAY_LIMIT = 1.0
 
 
@@ -231,7 +231,8 @@ cdef class HandoffLoop(SockLoop):
     cdef bint full_reported
     # How many bodies in a row have lasted, at most LONG_BODIES.
     cdef int long_bodies
-    # Which steps are delayed; how many bodies have ended; since when that is waited for: the limit is over.
+    # Which steps are delayed; how many bodies have ended; waits for the limit. It is over: steps run, until one of
+    # them enters a body.
     cdef Admission admission
     cdef uint64_t ended
     cdef object delay_timer
@@ -389,7 +390,6 @@ cdef class HandoffLoop(SockLoop):
                 self.admit_all()
             return 0
         self.delayed = self.admission.sift(self, self.overdue or self.has_room())
-        self.overdue = False
         if self.delayed and self.delay_timer is None and not self.has_room():
             self.report_full(
                 f"all {self.workers} worker threads are inside blocking()", "who may enter it waits for the first of them to return")
@@ -553,6 +553,7 @@ cdef class HandoffLoop(SockLoop):
         body.state = OPEN
         self.bodies[me] = body
         self.inside += 1
+        self.overdue = False
         self.changes += 1
         self.owner = 0
         self.state = OFFERED
@@ -589,6 +590,7 @@ cdef class HandoffLoop(SockLoop):
         if self.bodies.pop(body.ident, None) is not None:
             self.inside -= 1
             self.ended += 1
+            self.overdue = False
         return 0
 
     cdef int restore(self, Body body, bint in_task) except -1:
