@@ -23,7 +23,17 @@ from netpoll_loop.dns import AddressInfo, resolve_literal
 __all__ = ("ConnectMixin",)
 
 _socket_class = socket.socket
+_init_socket = _socket.socket.__init__
 _sock_connect = SockLoop.sock_connect  # type: ignore[attr-defined]
+
+
+def _new_socket(family: int, kind: int, proto: int) -> socket.socket:
+    """As socket.socket() makes one, without asking which of its arguments are enums."""
+    sock = _socket_class.__new__(_socket_class)
+    _init_socket(sock, family, kind, proto)
+    sock._io_refs = 0  # type: ignore[attr-defined]
+    sock._closed = False  # type: ignore[attr-defined]
+    return sock
 
 
 class ConnectMixin(asyncio.SelectorEventLoop):
@@ -56,10 +66,9 @@ class ConnectMixin(asyncio.SelectorEventLoop):
 
     async def _connect(self, protocol_factory: Callable[[], Any], found: AddressInfo) -> tuple[Any, Any]:
         family, kind, proto, _, address = found
-        # The transport makes a socket.socket of it only if somebody asks for one.
-        sock = _socket.socket(family, kind | SOCK_NONBLOCK, proto)
+        sock = _new_socket(family, kind | SOCK_NONBLOCK, proto)
         try:
-            await self.sock_connect(sock, address)  # type: ignore[arg-type]
+            await self.sock_connect(sock, address)
         except BaseException:
             sock.close()
             raise

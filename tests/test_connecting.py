@@ -1,6 +1,8 @@
 """create_connection to an address literal: what comes back, and what goes wrong, is as in asyncio."""
 
+import _socket
 import asyncio
+import contextlib
 import inspect
 import socket
 import struct
@@ -93,6 +95,71 @@ def test_a_factory_that_raises_and_a_cancelled_connect_leave_no_transport(loop):
         await server.wait_closed()
 
     loop.run_until_complete(asyncio.wait_for(main(), LIMIT))
+
+
+def test_one_refused_connect_after_the_other_ends(loop):
+    # They get the same number for their socket, one after the other.
+    async def main():
+        port = refused_port()
+        for _ in range(10):
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.wait_for(loop.create_connection(asyncio.Protocol, "127.0.0.1", port), LIMIT)
+
+    loop.run_until_complete(main())
+
+
+def test_what_was_given_up_under_way_leaves_nothing_on_its_number(loop):
+    async def main():
+        # A full backlog: who connects waits.
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(socket.socket())
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(0)
+            address = listener.getsockname()
+            for _ in range(3):
+                sock = stack.enter_context(socket.socket())
+                sock.setblocking(False)
+                sock.connect_ex(address)
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(loop.create_connection(asyncio.Protocol, *address), 0.05)
+            a, b = socket.socketpair()
+            with a, b:
+                a.setblocking(False)
+                loop.call_later(0.05, b.send, b"x")
+                assert await asyncio.wait_for(loop.sock_recv(a, 10), LIMIT) == b"x"
+            connecting = asyncio.ensure_future(loop.create_connection(asyncio.Protocol, *address))
+            await asyncio.sleep(0.05)
+            listener.listen(50)
+            listener.setblocking(False)
+            while not connecting.done():
+                with contextlib.suppress(BlockingIOError):
+                    stack.enter_context(listener.accept()[0])
+                await asyncio.sleep(0.01)
+            transport, _ = await connecting
+            transport.abort()
+            await asyncio.sleep(0)
+
+    loop.run_until_complete(asyncio.wait_for(main(), LIMIT))
+
+
+def test_a_socket_without_weak_references_leaves_nothing_on_its_number(loop):
+    async def main():
+        a, b = _socket.socketpair()
+        a.setblocking(False)
+        number = a.fileno()
+        for _ in range(2):
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(loop.sock_recv(a, 1), 0.01)
+        a.close()
+        c, d = socket.socketpair()
+        with c, d:
+            c.setblocking(False)
+            assert c.fileno() == number
+            loop.call_later(0.05, d.send, b"x")
+            assert await asyncio.wait_for(loop.sock_recv(c, 1), LIMIT) == b"x"
+        b.close()
+
+    loop.run_until_complete(main())
 
 
 def test_a_sock_connect_of_the_users_own_is_called(loop):

@@ -19,7 +19,6 @@ from netpoll_loop._core.scheduler cimport SCRATCH_SIZE, Scheduler
 from netpoll_loop._core.server cimport ServingLoop
 from netpoll_loop._core.watch cimport FdWatch
 
-import _socket as _csocket
 import os
 import socket as _socket
 import warnings
@@ -54,8 +53,6 @@ cdef extern from "<sys/socket.h>" nogil:
 # Seconds between two attempts to connect to a Unix listener whose queue is full.
 cdef double UNIX_CONNECT_RETRY = 0.005
 cdef object SocketType = _socket.socket
-# Its base class, in C: what a connection is made with that needs no socket object later (connecting.py).
-cdef object RawSocketType = _csocket.socket
 cdef object inet_pton = _socket.inet_pton
 cdef tuple INTERNET = (int(_socket.AF_INET), int(_socket.AF_INET6))
 # What connect(2) says of a connect that goes on by itself.
@@ -447,7 +444,7 @@ cdef bint is_usual(object address) except -1:
 
 cdef bint is_plain(object sock) except -1:
     """A socket whose connect() nobody has replaced: connect_ex() does the same."""
-    return type(sock) is RawSocketType or (type(sock) is SocketType and "connect" not in SocketType.__dict__)
+    return type(sock) is SocketType and "connect" not in SocketType.__dict__
 
 
 async def begin_connect(sock, address):
@@ -494,7 +491,7 @@ cdef class Connect(Operation):
         cdef sockaddr_storage address
         cdef socklen_t length = sizeof(address)
         cdef int fd
-        if type(self.sock) is SocketType or type(self.sock) is RawSocketType:
+        if type(self.sock) is SocketType:
             fd = self.sock.fileno()
             return fd >= 0 and c_getpeername(fd, <sockaddr *>&address, &length) == 0
         try:
@@ -508,7 +505,7 @@ cdef class SockLoop(ServingLoop):
     """The serving loop, with sock_recv and its kin."""
 
     cdef int check_sock(self, object sock) except -1:
-        if type(sock) is not SocketType and type(sock) is not RawSocketType:
+        if type(sock) is not SocketType:
             check_ssl_socket(sock)
         self.quiet = 0
         if self._debug and sock.gettimeout() != 0:
@@ -556,6 +553,9 @@ cdef class SockLoop(ServingLoop):
         self.take_out(waiters, waiter)
         if not watch.read_waiters and not watch.write_waiters:
             watch.unpin()
+            if watch.owner is None and watch.kind == NP_WAIT:
+                # Of an object without weak references: nothing would tell when its number is somebody else's.
+                self.close_descriptor(watch)
         if watch.desc is NULL:
             return 0
         if waiters:

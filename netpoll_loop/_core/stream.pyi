@@ -1,4 +1,3 @@
-import _socket
 import asyncio
 from socket import socket
 from typing import Any
@@ -17,5 +16,5 @@ class StreamTransport(asyncio.Transport):
     ) -> None: ...
 
 def connected_stream(
-    loop: asyncio.AbstractEventLoop, sock: _socket.socket, protocol: asyncio.BaseProtocol, waiter: asyncio.Future[Any]
+    loop: asyncio.AbstractEventLoop, sock: socket, protocol: asyncio.BaseProtocol, waiter: asyncio.Future[Any]
 ) -> StreamTransport: ...

@@ -17,7 +17,7 @@ from cpython.ref cimport Py_INCREF
 from libc.errno cimport EAGAIN, errno
 from libc.string cimport memcpy
 
-from netpoll_loop._core.address cimport RAW_SIZE, address_object, c_getpeername, sockaddr
+from netpoll_loop._core.address cimport RAW_SIZE, address_object, c_getpeername, family_of, sockaddr
 from netpoll_loop._core.engine cimport (
     NP_ERR, NP_HUP, NP_R, NP_STREAM, NP_W, iovec, np_discard, np_flush, np_more,
     np_hand_over, np_notify_writable, np_pending, np_queue, np_queue_for_turn,
@@ -163,10 +163,10 @@ cdef StreamTransport stream_of_fd(Scheduler loop, int fd, int family, int proto,
 
 
 def connected_stream(Scheduler loop, sock, protocol, waiter):
-    """The transport of what a _socket.socket has connected to; the socket is used up."""
+    """The transport of what a socket.socket has connected to; the socket is used up."""
     cdef sockaddr_storage peer
     cdef socklen_t length = sizeof(peer)
-    cdef int family = sock.family
+    cdef int family = family_of(sock)
     cdef int proto = sock.proto
     cdef int fd = sock.detach()
     if c_getpeername(fd, <sockaddr *>&peer, &length) != 0:
