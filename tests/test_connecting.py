@@ -267,3 +267,37 @@ def test_the_signature_is_that_of_asyncio(loop):
     theirs = inspect.signature(asyncio.SelectorEventLoop.create_connection)
     assert inspect.signature(type(loop).create_connection) == theirs
     assert inspect.iscoroutinefunction(loop.create_connection)
+
+
+def test_a_function_in_the_place_of_the_class_socket(loop, monkeypatch):
+    # As tests of other projects put one there.
+    original = socket.socket
+
+    def replaced(*args, **kwargs):
+        return original(*args, **kwargs)
+
+    async def handler(reader, writer):
+        writer.write(await reader.read(5))
+        writer.close()
+
+    async def main():
+        with monkeypatch.context() as patched:
+            patched.setattr(socket, "socket", replaced)
+            server = await asyncio.start_server(handler, "127.0.0.1", 0)
+            address = server.sockets[0].getsockname()
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(b"hello")
+            assert await reader.read() == b"hello"
+            assert writer.get_extra_info("socket").getpeername() == address
+            writer.close()
+            with original() as sock:
+                sock.setblocking(False)
+                await loop.sock_connect(sock, address)
+                await loop.sock_sendall(sock, b"world")
+                assert await loop.sock_recv(sock, 5) == b"world"
+            transport, _ = await loop.create_datagram_endpoint(asyncio.DatagramProtocol, ("127.0.0.1", 0))
+            transport.close()
+            server.close()
+            await server.wait_closed()
+
+    loop.run_until_complete(asyncio.wait_for(main(), LIMIT))

@@ -9,6 +9,9 @@ cdef extern from "<sys/socket.h>" nogil:
 cdef enum:
     RAW_SIZE = 28
 
+# socket.socket, which tests replace by something that is no class.
+cdef object SocketType
+
 cdef object address_object(sockaddr_storage *address, socklen_t length)
 cdef object family_of(object sock)
 cdef object kind_of(object sock)

@@ -34,7 +34,7 @@ cdef extern from "<sys/un.h>" nogil:
     cdef struct sockaddr_un:
         char sun_path[108]
 
-cdef object SocketType = socket.socket
+SocketType = socket.socket
 cdef object raw_family = _socket.socket.family
 cdef object raw_kind = _socket.socket.type
 

@@ -13,14 +13,13 @@ from libc.errno cimport EAGAIN, EINTR, EINVAL, errno
 from libc.stdint cimport uint32_t
 from libc.string cimport memcmp, memcpy
 
-from netpoll_loop._core.address cimport RAW_SIZE, address_object
+from netpoll_loop._core.address cimport RAW_SIZE, SocketType, address_object
 from netpoll_loop._core.engine cimport NP_ERR, NP_HUP, NP_R, NP_W, NP_WAIT, sockaddr_storage, socklen_t
 from netpoll_loop._core.scheduler cimport SCRATCH_SIZE
 from netpoll_loop._core.transport cimport SocketTransport, os_error
 
 import collections
 import os
-import socket as _socket
 import sys
 from asyncio import constants as _constants
 from asyncio import futures as _futures
@@ -87,7 +86,7 @@ cdef class DatagramTransport(SocketTransport):
             self.senders = [None] * SENDERS
             self.protocol = protocol
             self.connected = self.get_extra_info("peername") is not None
-            self.plain = type(sock) is _socket.socket and self.family in (AF_INET, AF_INET6)
+            self.plain = type(sock) is SocketType and self.family in (AF_INET, AF_INET6)
             self.loop.open_descriptor(self, self.fd, NP_WAIT)
             self.context = PyContext_CopyCurrent()
             loop.call_soon(protocol.connection_made, self, context=self.context)

@@ -12,7 +12,7 @@ from cpython.contextvars cimport PyContext_CopyCurrent, PyContext_Enter, PyConte
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM
 from libc.stdint cimport uint32_t
 
-from netpoll_loop._core.address cimport address_object
+from netpoll_loop._core.address cimport SocketType, address_object
 from netpoll_loop._core.engine cimport (
     NP_LISTEN, NP_R, np_accept, np_accepted, np_arm,
 )
@@ -51,7 +51,7 @@ cdef class Accepted(Runnable):
                              None, listener.server, &self.address, self.length)
             else:
                 self.fd = -1
-                conn = _socket.socket(listener.family, _socket.SOCK_STREAM, listener.proto, fileno=fd)
+                conn = SocketType(listener.family, _socket.SOCK_STREAM, listener.proto, fileno=fd)
                 extra = {"peername": address_object(&self.address, self.length)}
                 loop.create_task(loop._accept_connection2(
                     listener.protocol_factory, conn, extra, listener.sslcontext, listener.server,

@@ -13,7 +13,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.object cimport PyObject
 from libc.errno cimport EAGAIN, EALREADY, EBADF, EINPROGRESS, EINTR, EISCONN, errno
 
-from netpoll_loop._core.address cimport c_getpeername, family_of, sockaddr
+from netpoll_loop._core.address cimport SocketType, c_getpeername, family_of, sockaddr
 from netpoll_loop._core.engine cimport NP_LEVEL, NP_WAIT, sockaddr_storage, socklen_t
 from netpoll_loop._core.scheduler cimport SCRATCH_SIZE, Scheduler
 from netpoll_loop._core.server cimport ServingLoop
@@ -52,7 +52,6 @@ cdef extern from "<sys/socket.h>" nogil:
 
 # Seconds between two attempts to connect to a Unix listener whose queue is full.
 cdef double UNIX_CONNECT_RETRY = 0.005
-cdef object SocketType = _socket.socket
 cdef object inet_pton = _socket.inet_pton
 cdef tuple INTERNET = (int(_socket.AF_INET), int(_socket.AF_INET6))
 # What connect(2) says of a connect that goes on by itself.

@@ -11,12 +11,11 @@ from cpython.contextvars cimport PyContext_Enter
 from libc.stdint cimport uint32_t
 from libc.string cimport memcpy
 
-from netpoll_loop._core.address cimport address_object, c_getpeername, family_of, kind_of, sockaddr
+from netpoll_loop._core.address cimport SocketType, address_object, c_getpeername, family_of, kind_of, sockaddr
 from netpoll_loop._core.engine cimport socklen_t, sockaddr_storage
 from netpoll_loop._core.handles cimport raise_what_is_set
 
 import os
-import socket as _socket
 import sys
 import warnings
 from asyncio import trsock as _trsock
@@ -55,7 +54,7 @@ cdef class SocketTransport(Descriptor):
             self.extra = dict(extra)
         if self.extra is None or "peername" not in self.extra:
             self.ask_for_peer()
-        if isinstance(sock, _socket.socket):
+        if isinstance(sock, SocketType):
             sock._io_refs += 1
         return 0
 
@@ -80,7 +79,7 @@ cdef class SocketTransport(Descriptor):
     cdef int ask_for_peer(self) except -1:
         # As a Python object only if somebody asks for it.
         cdef socklen_t length = RAW_SIZE
-        if type(self.sock) is _socket.socket and self.family in (AF_INET, AF_INET6):
+        if type(self.sock) is SocketType and self.family in (AF_INET, AF_INET6):
             if c_getpeername(self.fd, <sockaddr *>self.peer_raw, &length) == 0 and length <= RAW_SIZE:
                 self.peer_length = length
             else:
@@ -99,7 +98,7 @@ cdef class SocketTransport(Descriptor):
             self.loop.close_descriptor(self)
         self.sock = None
         self.fd = -1
-        if isinstance(sock, _socket.socket):
+        if isinstance(sock, SocketType):
             sock._decref_socketios()
         return 0
 
@@ -150,7 +149,7 @@ cdef class SocketTransport(Descriptor):
     @property
     def _sock(self):
         if self.sock is None and self.fd >= 0 and self.loop is not None:
-            self.sock = _socket.socket(self.family, self.kind, self.proto, fileno=self.fd)
+            self.sock = SocketType(self.family, self.kind, self.proto, fileno=self.fd)
             self.sock._io_refs += 1
         return self.sock
 
@@ -187,7 +186,7 @@ cdef class SocketTransport(Descriptor):
             sock = self._sock
             if sock is None:
                 # Closed, and never asked for before: a closed socket stands for it.
-                sock = _socket.socket(self.family, self.kind, self.proto)
+                sock = SocketType(self.family, self.kind, self.proto)
                 sock.close()
             value = TransportSocket(sock)
         else:
@@ -377,7 +376,7 @@ cdef class SocketTransport(Descriptor):
         cdef int fd = self.fd
         if sock is not None:
             self.sock = None
-            if isinstance(sock, _socket.socket):
+            if isinstance(sock, SocketType):
                 sock._decref_socketios()
             sock.close()
         elif fd >= 0:
@@ -391,7 +390,7 @@ cdef class SocketTransport(Descriptor):
         cdef object sock = self.sock
         self.fd = -1
         self.sock = None
-        if isinstance(sock, _socket.socket) and sock.fileno() >= 0:
+        if isinstance(sock, SocketType) and sock.fileno() >= 0:
             sock.detach()
         self._force_close(OSError(9, os.strerror(9)))
         return 0
