@@ -6,8 +6,8 @@
  * written to one descriptor in pieces leaves in one.  Who sends it, depends on
  * how much the worker does between two writes: a handoff costs both threads
  * something, so little work makes the worker send by itself, at the end of its
- * turn; and at once in small turns, so that the peers have something to do
- * meanwhile.  Busyness and work are looked at in windows of NP_WINDOW writes, one
+ * turn, or of NP_BATCH writes; and at once in small turns, so that the peers
+ * have something to do meanwhile.  Busyness and work are looked at in windows of NP_WINDOW writes, one
  * clock call each; NP_AGREE windows must agree to change anything but that the
  * worker is no longer busy: that ends it at once, and so does a single wait of
  * NP_QUIET.
@@ -92,6 +92,9 @@ int np_hand_over(np_engine *e, np_desc *d, size_t size) {
     unsigned by = np_get(&e->offload);
     if (by == NP_AT_ONCE || (by == NP_BY_WORKER && np_small_turns(e) && !e->switching)) {
         return 0;
+    }
+    if (by == NP_BY_WORKER && e->turn_writes % NP_BATCH == 0) {
+        np_send_batch(e);
     }
     return np_get(&d->writable) || np_get(&d->pending);
 }

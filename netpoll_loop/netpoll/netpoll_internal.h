@@ -44,6 +44,8 @@ enum {
 #define NP_INBOUND_CHUNKS 1024                     /* chunks, so that bytes sent one by one can't grow it */
 #define NP_INBOUND_ALL ((size_t)64 * 1024 * 1024)  /* ... of the engine */
 #define NP_TICK (10 * 1000000LL)                   /* ns; as Go's sysmon */
+#define NP_TICK_CALM (4 * NP_TICK)                 /* ns; reached in steps while nothing is stuck */
+#define NP_CALM 5                                  /* ticks in a row with nothing stuck, before each step */
 
 /* When NP_AUTO offloads (adapt.c); measured, see docs/performance.md. */
 enum {
@@ -53,6 +55,7 @@ enum {
     NP_BUSY_ENOUGH = 70, /* ... to go on */
     NP_SMALL_TURN = 16,  /* writes in a turn, up to which each is sent at once, by whom ever: at its end there would
                             be nothing left to do beside it, for us or for the peers */
+    NP_BATCH = 64,       /* writes that the worker sends together at most: the peers wait for them */
 };
 /* When the kernel keeps the netpoller waiting for a CPU. */
 enum {
@@ -321,6 +324,7 @@ struct np_engine {
     unsigned home;              /* worker only: RUNNING or IDLE, what a park returns to */
     atomic_uint offload;        /* np_sender: np_offload.  Worker writes; np_get_stats reads (relaxed) */
     unsigned batched;           /* worker only: submitted in this turn */
+    atomic_uint holds_back;     /* written by the worker: writes wait for the end of the turn */
     int given;                  /* worker only: np_make_due since the last look at what came of it: np_park */
     unsigned turn_writes;       /* worker only: np_hand_over in this turn */
     unsigned usual_turn;        /* ... in the larger ones of late: between them come small ones, of what could be
@@ -461,6 +465,8 @@ typedef enum {
 int np_drain(struct np_engine *e, struct np_desc *d, np_drainer by, size_t turn);
 /* Worker, NP_AUTO: the end of a turn, for what was batched in it. */
 void np_end_batch(struct np_engine *e);
+/* Worker, NP_BY_WORKER: sends what was queued so far. */
+void np_send_batch(struct np_engine *e);
 /* Moves all queued writes to the done list.  Under lock, with the right to send. */
 void np_finish_all(struct np_engine *e, struct np_desc *d);
 /* Netpoller: starts to drain if it may.  1 if it should go on. */

@@ -303,7 +303,7 @@ static void drain_here(struct np_engine *e, struct np_desc *d, np_drainer by) {
     }
 }
 
-static void drain_submitted(struct np_engine *e) {
+void np_send_batch(struct np_engine *e) {
     struct np_desc *d;
     unsigned bits;
     while (np_get_sc(&e->submitted.any) && (d = np_mailbox_take(&e->submitted, &bits)) != NULL) {
@@ -319,13 +319,17 @@ void np_end_batch(struct np_engine *e) {
             e->usual_turn = e->turn_writes;
         }
         e->turn_writes = 0;
+        unsigned holds_back = np_get(&e->offload) != NP_AT_ONCE && !np_small_turns(e);
+        if (np_get(&e->holds_back) != holds_back) {
+            np_set(&e->holds_back, holds_back);
+        }
     }
     if (!e->batched) {
         return;
     }
     e->batched = 0;
     if (np_get(&e->offload) != NP_BY_NETPOLLER) {
-        drain_submitted(e);
+        np_send_batch(e);
     } else if (!was_small) {
         np_make_due(e);
     }
@@ -425,7 +429,7 @@ void np_settle(np_engine *e) {
         return;
     }
     e->window.begun = np_offload(e, NP_AT_ONCE);
-    drain_submitted(e);
+    np_send_batch(e);
     unsigned pass = np_get_sc(&e->passes);
     for (unsigned round = 0; pass % 2 && np_get_sc(&e->passes) == pass;) {
         np_backoff(&round);

@@ -250,6 +250,33 @@ static void take_all(np_engine *e, np_desc *d, struct writer *w) {
     CHECK(!np_more(d));
 }
 
+TEST(ticks_become_rarer_while_nothing_is_stuck_and_a_stall_is_noticed_all_the_same, 60) {
+    np_engine *e = engine_of(NP_AUTO);
+    np_event ev[4];
+    long first = 0, last = 0;
+    int tid = 0;
+    /* 20 and 5 ticks, in a phase of 200 ms. A worker that gets no CPU for a while is stuck, too: then it takes longer. */
+    for (int phase = 0; phase < 200 && !(first && last < first); phase++) {
+        long n = tid > 0 ? voluntary_switches(tid) : 0;
+        for (int64_t end = now_ns() + 200 * 1000000LL; now_ns() < end;) {
+            (void)np_poll(e, ev, 4);
+            usleep(500);
+        }
+        if (tid <= 0) {
+            tid = tid_of("netpoller");
+        } else if (!first) {
+            first = voluntary_switches(tid) - n;
+        }
+        last = voluntary_switches(tid) - n;
+    }
+    CHECK(last < first);
+    for (uint64_t stalls = 1; stalls <= 3; stalls++) {
+        wait_for_stall(e, stalls);
+        (void)np_poll(e, ev, 4);
+    }
+    engine_end(e);
+}
+
 TEST(a_stalled_workers_streams_are_read_up_to_the_bound, 60) {
     enum { BOUND = 256 * 1024 };
     static const size_t sizes[] = {1, 5000, BOUND - 1, BOUND, BOUND + 1, 8 << 20};

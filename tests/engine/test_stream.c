@@ -709,6 +709,32 @@ TEST(a_batch_leaves_at_the_end_of_the_turn_in_one_piece_for_each_stream, 30) {
     engine_end(e);
 }
 
+TEST(a_large_batch_leaves_in_parts_before_the_turn_ends, 30) {
+    enum { WRITES = 4 * NP_BATCH };
+    struct config c = {"", NP_AUTO, 1, 0};
+    np_engine *e = engine(&c);
+    int fds[2];
+    char buf[WRITES];
+    np_event ev[4];
+    pair(fds);
+    np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+    wait_bits(e, NULL, 0, 20);
+    np_switch_always(e); /* no look at the clock decides otherwise in the turn */
+    EQ(np_offload(e, NP_BY_WORKER), NP_BY_WORKER);
+    for (int i = 0; i < WRITES; i++) {
+        EQ(np_hand_over(e, d, 1), 1);
+        EQ(np_queue(e, d, "x", 1, NULL), 0);
+    }
+    EQ(recv(fds[1], buf, sizeof buf, MSG_DONTWAIT), WRITES - 1); /* all that came before the last one */
+    (void)np_poll(e, ev, 4);
+    wait_bits(e, NULL, 0, 20);
+    EQ(recv(fds[1], buf, sizeof buf, MSG_DONTWAIT), 1);
+    np_close(e, d);
+    close(fds[0]);
+    close(fds[1]);
+    engine_end(e);
+}
+
 TEST(a_socket_that_is_full_is_reported_once_if_asked, 30) {
     for (np_sender by = NP_BY_NETPOLLER; by <= NP_BY_WORKER; by++) {
         struct config c = {"", NP_AUTO, 1, 0};
