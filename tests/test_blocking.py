@@ -204,6 +204,36 @@ def test_tasks_that_do_not_block_after_all_are_delayed_once(new_loop, monkeypatc
     loop.run_until_complete(main())
 
 
+def test_a_callable_whose_attributes_raise_is_no_reason_to_fail(new_loop):
+    loop = new_loop(max_workers=3)
+    go = threading.Event()
+
+    class Odd:
+        called = 0
+
+        def __getattr__(self, name):
+            raise LookupError(name)
+
+        def __call__(self):
+            self.called += 1
+
+    async def block():
+        with blocking():
+            assert go.wait(LIMIT), "the loop stood still"
+
+    async def main():
+        odd = Odd()
+        bodies = asyncio.gather(*(block() for _ in range(6)))
+        for _ in range(20):
+            loop.call_soon(odd)
+            await asyncio.sleep(0.001)
+        assert odd.called == 20
+        go.set()
+        await bodies
+
+    loop.run_until_complete(main())
+
+
 @pytest.mark.parametrize("run_on", ["caller", "worker"])
 @pytest.mark.parametrize("workers", [1, 2, 3, 5])
 def test_each_thread_that_is_free_again_is_noticed(new_loop, monkeypatch, workers, run_on):

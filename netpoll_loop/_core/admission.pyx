@@ -57,8 +57,12 @@ cdef class Admission:
         cdef object task
         if not isinstance(runnable, Handle) or (<Handle>runnable).callback is NULL:
             return False
-        task = getattr(<object>(<Handle>runnable).callback, "__self__", None)
-        return isinstance(task, TASKS) and getattr(task.get_coro(), "cr_code", None) in self.blockers
+        try:
+            task = getattr(<object>(<Handle>runnable).callback, "__self__", None)
+            return isinstance(task, TASKS) and getattr(task.get_coro(), "cr_code", None) in self.blockers
+        except Exception:
+            # A callable or a task with ideas of its own about attributes.
+            return False
 
     cdef Py_ssize_t sift(self, Scheduler loop, bint room) except -1:
         """They leave the ready queue, but for the first one, if there is room: it runs last. How many wait."""
