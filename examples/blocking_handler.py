@@ -80,10 +80,8 @@ async def compare(host: str, port: int, requests: int) -> None:
         for path in "/blocking", "/slow":
             late: list[float] = []
             ticker = asyncio.create_task(lateness(0.005, late))
-            client = await asyncio.create_subprocess_exec(
-                *(sys.executable, __file__, "--load", url + path, "--requests", str(requests)),
-                stdout=asyncio.subprocess.PIPE,
-            )
+            command = [sys.executable, __file__, "--load", url + path, "--requests", str(requests)]
+            client = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
             output, _ = await client.communicate()
             ticker.cancel()
             if client.returncode != 0:

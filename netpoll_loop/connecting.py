@@ -7,7 +7,6 @@ and raises the same. Everything else goes to asyncio's own.
 
 from __future__ import annotations
 
-import _socket
 import asyncio
 import functools
 import socket
@@ -23,17 +22,7 @@ from netpoll_loop.dns import AddressInfo, resolve_literal
 __all__ = ("ConnectMixin",)
 
 _socket_class = socket.socket
-_init_socket = _socket.socket.__init__
 _sock_connect = SockLoop.sock_connect  # type: ignore[attr-defined]
-
-
-def _new_socket(family: int, kind: int, proto: int) -> socket.socket:
-    """As socket.socket() makes one, without asking which of its arguments are enums."""
-    sock = _socket_class.__new__(_socket_class)
-    _init_socket(sock, family, kind, proto)
-    sock._io_refs = 0  # type: ignore[attr-defined]
-    sock._closed = False  # type: ignore[attr-defined]
-    return sock
 
 
 class ConnectMixin(asyncio.SelectorEventLoop):
@@ -57,16 +46,15 @@ class ConnectMixin(asyncio.SelectorEventLoop):
         return await super().create_connection(protocol_factory, host, port, **options)
 
     def _is_patched(self) -> bool:
-        """Whether somebody wants to be asked: guards and tests replace socket, its connect(), or sock_connect()."""
+        """Whether somebody wants to be asked, and may keep the socket: tests replace its class, or sock_connect()."""
         return (
             base_events.socket.socket is not _socket_class  # type: ignore[attr-defined]
-            or "connect" in _socket_class.__dict__
             or getattr(self.sock_connect, "__func__", None) is not _sock_connect
         )
 
     async def _connect(self, protocol_factory: Callable[[], Any], found: AddressInfo) -> tuple[Any, Any]:
         family, kind, proto, _, address = found
-        sock = _new_socket(family, kind | SOCK_NONBLOCK, proto)
+        sock = socket.socket(family, kind | SOCK_NONBLOCK, proto)
         try:
             await self.sock_connect(sock, address)
         except BaseException:

@@ -281,8 +281,11 @@ cdef class HandoffLoop(SockLoop):
             else:
                 self.threads.append(thread)
         elif self.workers:
-            self.report_full(f"all {self.workers} worker threads are inside blocking()", STANDS)
+            self.report_all_inside(STANDS)
         return self.workers > 0
+
+    cdef int report_all_inside(self, str what) except -1:
+        return self.report_full(f"all {self.workers} worker threads are inside blocking()", what)
 
     cdef int report_full(self, str why, str what) except -1:
         if not self.full_reported:
@@ -389,10 +392,9 @@ cdef class HandoffLoop(SockLoop):
             if self.delayed:
                 self.admit_all()
             return 0
-        self.delayed = self.admission.sift(self, self.overdue or self.has_room())
+        self.delayed = self.admission.sift(self, self.delayed_may_run())
         if self.delayed and self.delay_timer is None and not self.has_room():
-            self.report_full(
-                f"all {self.workers} worker threads are inside blocking()", "who may enter it waits for the first of them to return")
+            self.report_all_inside("who may enter it waits for the first of them to return")
             self.limit_delay()
         return 0
 
