@@ -7,8 +7,8 @@
  * how much the worker does between two writes: a handoff costs both threads
  * something, so little work makes the worker send by itself, at the end of its
  * turn, or of NP_BATCH writes; and at once in small turns, so that the peers
- * have something to do meanwhile.  Busyness and work are looked at in windows of NP_WINDOW writes, one
- * clock call each; NP_AGREE windows must agree to change anything but that the
+ * have something to do meanwhile.  Busyness and work are looked at in windows
+ * of NP_WINDOW writes, one clock call each; NP_AGREE windows must agree to change anything but that the
  * worker is no longer busy: that ends it at once, and so does a single wait of
  * NP_QUIET.
  *

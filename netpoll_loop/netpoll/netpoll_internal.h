@@ -324,11 +324,10 @@ struct np_engine {
     unsigned home;              /* worker only: RUNNING or IDLE, what a park returns to */
     atomic_uint offload;        /* np_sender: np_offload.  Worker writes; np_get_stats reads (relaxed) */
     unsigned batched;           /* worker only: submitted in this turn */
-    atomic_uint holds_back;     /* written by the worker: writes wait for the end of the turn */
     int given;                  /* worker only: np_make_due since the last look at what came of it: np_park */
     unsigned turn_writes;       /* worker only: np_hand_over in this turn */
-    unsigned usual_turn;        /* ... in the larger ones of late: between them come small ones, of what could be
-                                   answered before the batch was sent */
+    atomic_uint usual_turn;     /* ... in the larger ones of late: between them come small ones, of what could be
+                                   answered before the batch was sent.  Worker writes; the tick reads (relaxed) */
     struct {
         int64_t since, waited; /* ns: its beginning; how much of it the worker has waited */
         int writes;
@@ -417,7 +416,7 @@ static inline int np_check(const struct np_engine *e, const struct np_desc *d, u
     return d->kind == kind ? 0 : -EINVAL;
 }
 
-static inline int np_small_turns(const struct np_engine *e) { return e->usual_turn <= NP_SMALL_TURN; }
+static inline int np_small_turns(const struct np_engine *e) { return np_get(&e->usual_turn) <= NP_SMALL_TURN; }
 
 /* The netpoller thread does all I/O now. */
 static inline int np_offloads(struct np_engine *e) { return e->mode == NP_DEDICATED && np_get_sc(&e->thread_on); }

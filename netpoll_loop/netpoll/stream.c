@@ -314,15 +314,10 @@ void np_send_batch(struct np_engine *e) {
 void np_end_batch(struct np_engine *e) {
     int was_small = np_small_turns(e); /* then each was due at once */
     if (e->turn_writes) {
-        e->usual_turn -= e->usual_turn / 8;
-        if (e->usual_turn < e->turn_writes) {
-            e->usual_turn = e->turn_writes;
-        }
+        unsigned usual = np_get(&e->usual_turn);
+        usual -= usual / 8;
+        np_set(&e->usual_turn, usual < e->turn_writes ? e->turn_writes : usual);
         e->turn_writes = 0;
-        unsigned holds_back = np_get(&e->offload) != NP_AT_ONCE && !np_small_turns(e);
-        if (np_get(&e->holds_back) != holds_back) {
-            np_set(&e->holds_back, holds_back);
-        }
     }
     if (!e->batched) {
         return;

@@ -335,7 +335,8 @@ static void run_ticks(struct np_engine *e) {
             continue;
         }
         uint64_t turns = np_get(&e->turns);
-        if (turns == last || np_get(&e->holds_back)) {
+        int writes_wait = np_get(&e->offload) != NP_AT_ONCE && !np_small_turns(e);
+        if (turns == last || writes_wait) {
             tick = NP_TICK;
             calm = 0;
         } else if (tick < NP_TICK_CALM && ++calm == NP_CALM) {
