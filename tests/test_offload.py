@@ -271,6 +271,35 @@ def test_a_thread_that_computes_starves_neither_the_loop_nor_itself(run, loop, s
         thread.join()
 
 
+@pytest.mark.parametrize("interval", [1e-6, 0.005, 0.05])
+def test_a_loop_that_never_rests_leaves_a_thread_its_share_of_the_gil(run, loop, socket_pair, interval):
+    before = sys.getswitchinterval()
+    done = loop.create_future()
+
+    def compute():
+        for _ in range(2000):
+            sum(i * i for i in range(1000))
+        loop.call_soon_threadsafe(done.set_result, True)
+
+    async def main():
+        sock, peer = socket_pair()
+        transport, _ = await loop.create_connection(Echo, sock=sock)
+        threading.Thread(target=compute).start()
+        # A pause in the traffic: after it the loop waits for the GIL, and knows that there is such a thread.
+        await asyncio.sleep(0.02)
+        while not done.done():
+            await loop.sock_sendall(peer, b"ping")
+            assert await loop.sock_recv(peer, 5) == b"ping"
+        put_away(transport)
+        await turns()
+
+    sys.setswitchinterval(interval)
+    try:
+        run(main())
+    finally:
+        sys.setswitchinterval(before)
+
+
 class Bulk(asyncio.Protocol):
     """Writes all of its pieces as the transport lets it, and half-closes behind the last one, wherever that happens."""
 

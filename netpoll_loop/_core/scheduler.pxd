@@ -102,8 +102,13 @@ cdef class Scheduler(Home):
     cdef list rearm
     # Where streams receive into before the bytes object of the right size is made.
     cdef char *scratch
-    # The last park ended with a long wait for the GIL.
+    # The last park ended with a long wait for the GIL. While it is set, see keep_gil(), nanoseconds: when the last turn
+    # began, since when the worker has the GIL, when it last released it, and the interpreter's switch interval.
     cdef bint contended
+    cdef int64_t turned_at
+    cdef int64_t held_from
+    cdef int64_t released_at
+    cdef int64_t switch_interval
     cdef bint thread_wanted
     # Auto: writes may wait for the end of a turn.
     cdef bint coalesces
@@ -134,6 +139,8 @@ cdef class Scheduler(Home):
     cdef bint check_caller(self, object callback, object method) except -1
     cdef int park(self, int64_t deadline) except -1
     cdef bint linger(self, int64_t deadline) except -1
+    cdef int find_contended(self, int64_t awake) except -1
+    cdef void keep_gil(self) noexcept
     cdef int wait_without_engine(self, int64_t deadline) except -1
     cdef int dispatch(self, int count) except -1
     cdef int run_ready(self) except -1

@@ -63,6 +63,10 @@ cdef extern from "Python.h":
         int ml_flags
         const char *ml_doc
     int METH_FASTCALL
+    ctypedef struct PyThreadState:
+        pass
+    PyThreadState *PyEval_SaveThread()
+    void PyEval_RestoreThread(PyThreadState *state)
     int METH_KEYWORDS
     unsigned long PyThread_get_thread_ident()
     object PyDescr_NewMethod(PyTypeObject *type, PyMethodDef *method)
@@ -527,13 +531,38 @@ cdef class Scheduler(Home):
             count = np_park(self.engine, self.events, EVENTS_MAX, deadline)
             awake = nanoseconds()
         self.waiting = False
-        if self.contended != (nanoseconds() - awake >= GIL_SLOW):
-            self.contended = not self.contended
-            np_contended(self.engine, self.contended)
+        self.find_contended(awake)
         # What was received is queued before a signal handler may raise.
         if count:
             self.dispatch(count)
         return 0
+
+    cdef int find_contended(self, int64_t awake) except -1:
+        """After a park that ended at `awake`: whether taking the GIL back was slow."""
+        cdef int64_t now = nanoseconds()
+        if self.contended != (now - awake >= GIL_SLOW):
+            self.contended = not self.contended
+            np_contended(self.engine, self.contended)
+            self.switch_interval = <int64_t>(sys.getswitchinterval() * 1e9)
+        self.turned_at = self.held_from = self.released_at = now
+        return 0
+
+    cdef void keep_gil(self) noexcept:
+        """Beside a thread that computes: the GIL for up to two switch intervals, where the other one has it for one.
+
+        Whoever waits for the GIL asks for it when a switch interval has gone by in which nobody released it. So it is
+        released, and taken back before the other thread is awake.
+        """
+        cdef int64_t now = nanoseconds()
+        cdef int64_t took = now - self.turned_at
+        self.turned_at = now
+        if took >= self.switch_interval:
+            # As long as this only a turn takes in which the other one had the GIL.
+            self.held_from = now - (took - self.switch_interval)
+            self.released_at = now
+        elif now - self.held_from < self.switch_interval and now - self.released_at >= self.switch_interval // 4:
+            self.released_at = now
+            PyEval_RestoreThread(PyEval_SaveThread())
 
     cdef int wait_without_engine(self, int64_t deadline) except -1:
         # What is ready and timers still work in a forked child, so that its exceptions and
@@ -548,6 +577,8 @@ cdef class Scheduler(Home):
     cdef int turn(self) except -1:
         cdef double end
         self.turns += 1
+        if self.contended and not FREE_THREADED:
+            self.keep_gil()
         if self.rearm:
             # An exception that went through has kept the last turn from it.
             self.arm_again()

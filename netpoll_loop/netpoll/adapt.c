@@ -17,6 +17,11 @@
  * (schedstat): if it is longer than the netpoller has run, the worker sends by
  * itself for a second, or longer if that was found before.
  *
+ * Beside a thread that computes the worker has the GIL for part of the time,
+ * and what it does with it is all that counts: with work between the writes it
+ * sends by itself, at the end of a turn of any size, so that its peers cost it
+ * one wake-up; with little work at once.
+ *
  * The constants are in netpoll_internal.h.
  */
 #include "netpoll_internal.h"
@@ -66,10 +71,14 @@ static void decide(struct np_engine *e) {
     int64_t each = (busy - (int64_t)e->window.bytes / NP_COPIES) / e->window.writes; /* apart from the sending */
     np_sender now_by = e->window.begun;
     np_look_for_crowd(e, now);
-    int can_help = e->cpus > 1 && now >= e->crowd.until;
-    np_sender then_by = can_help && each >= (now_by == NP_BY_NETPOLLER ? NP_WORK_ENOUGH : NP_WORK) ? NP_BY_NETPOLLER
-                                                                                                     : NP_BY_WORKER;
-    if (e->window.contended || busy * 100 < elapsed * (now_by ? NP_BUSY_ENOUGH : NP_BUSY)) {
+    np_sender with_work = NP_BY_WORKER, with_little = NP_BY_WORKER;
+    if (e->window.contended) {
+        with_little = NP_AT_ONCE;
+    } else if (e->cpus > 1 && now >= e->crowd.until) {
+        with_work = NP_BY_NETPOLLER;
+    }
+    np_sender then_by = each >= (now_by == NP_BY_NETPOLLER ? NP_WORK_ENOUGH : NP_WORK) ? with_work : with_little;
+    if (busy * 100 < elapsed * (now_by ? NP_BUSY_ENOUGH : NP_BUSY)) {
         end(e, now);
     } else if (then_by == now_by) {
         e->window.agreed = 0;
@@ -90,7 +99,7 @@ int np_hand_over(np_engine *e, np_desc *d, size_t size) {
         decide(e);
     }
     unsigned by = np_get(&e->offload);
-    if (by == NP_AT_ONCE || (by == NP_BY_WORKER && np_small_turns(e) && !e->switching)) {
+    if (by == NP_AT_ONCE || (by == NP_BY_WORKER && !e->window.contended && np_small_turns(e) && !e->switching)) {
         return 0;
     }
     if (by == NP_BY_WORKER && e->turn_writes % NP_BATCH == 0) {

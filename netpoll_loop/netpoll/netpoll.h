@@ -213,8 +213,8 @@ void np_tell_full(np_engine *e, np_desc *d);
 int np_hand_over(np_engine *e, np_desc *d, size_t size);
 
 /* Another thread computes, and the worker has to wait for the GIL again and
- * again (1), or no longer (0): how busy it looks says nothing then, and CPUs
- * are scarce, so that nothing is handed over. */
+ * again (1), or no longer (0): CPUs are scarce, so that nothing is handed to
+ * the netpoller. */
 void np_contended(np_engine *e, int contended);
 
 /* For tests: changes its mind with each np_poll. */

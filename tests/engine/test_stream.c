@@ -942,8 +942,13 @@ TEST(auto_hands_over_while_the_worker_is_busy_and_does_much_between_two_writes, 
             turn(e, ev, 4, 20);
         }
         EQ(handed_over(e, d, 200, 50 * 1000, 1), 0); /* mostly waiting */
-        np_contended(e, 1);
-        EQ(handed_over(e, d, 300, 30 * 1000, 0), 0);
+        np_contended(e, 1); /* by the worker, at the end of its turn */
+        CHECK((handed_over(e, d, 1000, 30 * 1000, 0) > 0) == (mode == NP_AUTO));
+        np_get_stats(e, &after);
+        EQ(after.offloading, 0);
+        EQ(after.batching, mode == NP_AUTO);
+        (void)handed_over(e, d, 1000, 1000, 0);
+        EQ(handed_over(e, d, 300, 1000, 0), 0);
         np_contended(e, 0);
         CHECK((handed_over(e, d, 1000, 30 * 1000, 0) > 0) == can);
         np_close(e, d);
