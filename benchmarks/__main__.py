@@ -81,7 +81,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round there, after each row")
     parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="show results that --json wrote")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="draw PNGs there (needs matplotlib)")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="put the tables into this Markdown file")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="put tables and plots into this Markdown file")
     arguments = parser.parse_args()
     quick = arguments.quick
     try:
@@ -109,12 +109,14 @@ def main() -> int:
                     arguments.json.write_text(json.dumps(results, indent=1) + "\n")
         print(table.end_text(results))
     try:
+        drawn: list[Path] = []
         if arguments.plot:
             from benchmarks import plots
 
-            print("\n".join(map(str, plots.draw(results, arguments.plot))))
+            drawn = plots.draw(results, arguments.plot)
+            print("\n".join(map(str, drawn)))
         if arguments.report:
-            table.write_report(results, arguments.report)
+            table.write_report(results, arguments.report, drawn)
     except (BenchmarkError, ValueError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1

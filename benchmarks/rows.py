@@ -120,7 +120,7 @@ ROWS = [
         "aiohttp-json",
         connections=32,
         also=(INLINE,),
-        targets=(Target("rate", "to inline", None, to=INLINE),),
+        targets=(Target("rate", "to inline", 1.0, to=INLINE),),
     ),
     Row(
         "fastapi-json",
@@ -129,7 +129,7 @@ ROWS = [
         "fastapi-json",
         connections=32,
         also=(INLINE,),
-        targets=(Target("rate", "to inline", None, to=INLINE),),
+        targets=(Target("rate", "to inline", 1.0, to=INLINE),),
     ),
     Row(
         "aiohttp-rate",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,11 +196,12 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_report(results: dict[str, Any], file: Path) -> None:
-    """Replaces what is between the markers. Raises ValueError if they are missing."""
+def write_report(results: dict[str, Any], file: Path, plots: Sequence[Path] = ()) -> None:
+    """Replaces what is between the markers; shows the plots behind it. Raises ValueError if the markers are missing."""
     first, last = markers(results)
     before, begin, rest = file.read_text().partition(first)
     _, end, after = rest.partition(last)
     if not (begin and end):
         raise ValueError(f"{file} has no {first} ... {last}")
-    file.write_text(f"{before}{first}\n{markdown(results)}\n{last}{after}")
+    links = [f"\n![{plot.stem}]({os.path.relpath(plot, file.parent)})\n" for plot in plots]
+    file.write_text(f"{before}{first}\n{markdown(results)}\n{''.join(links)}{last}{after}")

@@ -85,10 +85,11 @@ def test_a_run_prints_its_table_and_writes_what_can_be_shown_again(tmp_path):
 
     begin, end = table.markers(read)
     report.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
-    table.write_report(read, report)
+    table.write_report(read, report, [tmp_path / "plots" / "sched.png"])
     text = report.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert "| call_later and cancel |" in text
+    assert "\n![sched](plots/sched.png)\n" in text
     report.write_text("no markers")
     with pytest.raises(ValueError, match="has no"):
         table.write_report(read, report)
