@@ -1,4 +1,4 @@
-"""Says in plain words why netpoll_loop can't be imported in this interpreter.
+"""Says in plain words why netpoll_loop can't be imported in this interpreter, and lets an interpreter breathe.
 
 The extension modules keep their types and freelists in static memory, once for each process: a second interpreter
 (mod_wsgi, concurrent.interpreters) would share them with the first under another GIL.
@@ -22,6 +22,10 @@ def refuse_second() -> None:
         if second:
             raise ImportError(_SECOND)
         return
+
+
+def breathe() -> None:
+    """Does nothing. But where it begins, the interpreter looks whether another thread has asked for the GIL."""
 
 
 def explain(error: ImportError) -> None:

@@ -60,7 +60,11 @@ class ConnectMixin(asyncio.SelectorEventLoop):
         except BaseException:
             sock.close()
             raise
-        protocol = protocol_factory()
+        try:
+            protocol = protocol_factory()
+        except BaseException:
+            sock.close()
+            raise
         waiter = self.create_future()
         transport = connected_stream(self, sock, protocol, waiter)
         try:

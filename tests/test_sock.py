@@ -107,6 +107,58 @@ def test_recv_of_zero_bytes_is_empty_at_once_or_when_readable_as_in_asyncio(run,
     assert run(answer(loop)) == run(answer(stock_loop), on=stock_loop)
 
 
+def test_recv_of_zero_bytes_waits_for_nothing_and_nobody(run, loop, stock_loop, pair):
+    async def answer(loop):
+        ours, theirs = pair
+        empty = [await loop.sock_recv(ours, 0), await loop.sock_recv_into(ours, bytearray())]
+        waiting = asyncio.create_task(loop.sock_recv(ours, 5))
+        await settle()
+        empty += [await loop.sock_recv(ours, 0), await loop.sock_recv_into(ours, bytearray())]
+        theirs.send(b"data")
+        return empty, await waiting
+
+    assert run(answer(loop)) == run(answer(stock_loop), on=stock_loop) == ([b"", 0, b"", 0], b"data")
+
+
+@pytest.mark.parametrize("kind", ["unix datagrams", "udp", "packets", "descriptors beside the bytes", "urgent"])
+@pytest.mark.parametrize("receive", ["sock_recv", "sock_recv_into", "sock_recvfrom"])
+def test_what_one_recv_leaves_is_there_for_the_next(run, loop, owned, udp, socket_pair, tcp_pair, kind, receive):
+    # Their reads end at a border, not only where there is no more: no event comes for what is behind it.
+    pieces = [b"%d" % i for i in range(5)]
+    if kind == "udp":
+        ours, theirs = udp(), udp()
+        theirs.connect(ours.getsockname())
+    elif kind == "urgent":
+        ours, theirs = tcp_pair()
+    else:
+        of_kind = {"unix datagrams": socket.SOCK_DGRAM, "packets": socket.SOCK_SEQPACKET}
+        ours, theirs = map(owned, socket.socketpair(socket.AF_UNIX, of_kind.get(kind, socket.SOCK_STREAM)))
+        ours.setblocking(False)
+
+    async def next_piece():
+        if receive == "sock_recv_into":
+            buffer = bytearray(100)
+            return bytes(buffer[: await loop.sock_recv_into(ours, buffer)])
+        return await loop.sock_recv(ours, 100) if receive == "sock_recv" else (await loop.sock_recvfrom(ours, 100))[0]
+
+    async def main():
+        first = asyncio.create_task(loop.sock_recv(ours, 100))
+        await settle()
+        for number, piece in enumerate(pieces):
+            if kind == "urgent":
+                theirs.send(piece, socket.MSG_OOB if number == 2 else 0)
+            elif kind == "descriptors beside the bytes":
+                socket.send_fds(theirs, [piece], [theirs.fileno()])
+            else:
+                theirs.send(piece)
+        data = await first
+        while len(data) < (4 if kind == "urgent" else 5):
+            data += await next_piece()
+        assert data == (b"0134" if kind == "urgent" else b"01234")
+
+    run(main())
+
+
 def test_recv_answers_empty_at_the_end_and_again(run, loop, pair):
     ours, theirs = pair
 

@@ -37,6 +37,28 @@ from peers import (
 KINDS = ("tcp", "tcp6", "tcp_served", "tcp_accepted", "unix", "unix_served", "socketpair")
 
 
+@pytest.mark.parametrize("cls", [Recorder, BufferedRecorder])
+@pytest.mark.parametrize("urgent", [False, True], ids=["descriptors beside the bytes", "urgent data"])
+def test_what_is_behind_a_border_is_delivered(run, loop, socket_pair, tcp_pair, cls, urgent):
+    # A read ends there, and no event comes for what is behind it.
+    async def main():
+        sock, peer = tcp_pair() if urgent else socket_pair()
+        transport, protocol = await loop.create_connection(cls, sock=sock)
+        await turns()
+        for number in range(5):
+            if urgent:
+                peer.send(b"%d" % number, socket.MSG_OOB if number == 2 else 0)
+            else:
+                socket.send_fds(peer, [b"%d" % number], [peer.fileno()])
+        expected = b"0134" if urgent else b"01234"
+        await until(lambda: len(protocol.data) == len(expected))
+        assert protocol.data == expected
+        put_away(transport)
+        await turns()
+
+    run(main())
+
+
 @pytest.fixture
 def connect(loop, owned, tmp_path, tcp_pair, socket_pair, listener):
     """`await connect(kind, factory, small=False)` -> transport, its protocol, the plain non-blocking socket opposite.

@@ -291,8 +291,9 @@ cdef class Handle(Runnable):
     cdef int enter_failed(self) except -1:
         try:
             raise_what_is_set()
-        except RuntimeError as exc:
-            if not (<Home>self.loop).hold_back(self):
+        except Exception as exc:
+            # It has been entered already, perhaps in a body of blocking(), or is no Context.
+            if type(exc) is not RuntimeError or not (<Home>self.loop).hold_back(self):
                 self.failed(<object>self.loop, exc)
         return 0
 

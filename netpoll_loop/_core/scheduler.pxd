@@ -18,6 +18,8 @@ cdef enum:
     # polls from then on.
     QUIET_TURNS = 64
     POLL_INTERVAL = 50 * 1000
+    # So many of those between two calls of breathe(): 1 ms.
+    BREATH = 20
 
 
 cdef class Scheduler(Home):
@@ -89,6 +91,8 @@ cdef class Scheduler(Home):
     # np_ticks of the last poll, and how many of them are POLL_INTERVAL; 0: not known yet.
     cdef uint64_t polled_ticks
     cdef uint64_t poll_ticks
+    # ... and of the last breathe().
+    cdef uint64_t breathed
     # When the engine was opened: nanoseconds, np_ticks.
     cdef int64_t opened_at
     cdef uint64_t opened_ticks
@@ -128,6 +132,7 @@ cdef class Scheduler(Home):
     cdef int take_posted(self) except -1
     cdef int free_engine(self) except -1
     cdef int turn(self) except -1
+    cdef int breathe(self) except -1
     cdef bint poll_is_due(self) noexcept
     cdef void learn_ticks(self) noexcept
     cdef int serve_still(self) except -1

@@ -40,6 +40,7 @@ from asyncio import base_events as _base_events
 from asyncio import futures as _futures
 from asyncio import tasks as _tasks
 
+from netpoll_loop._interpreter import breathe
 from netpoll_loop.options import switches_always
 
 cdef extern from "Python.h":
@@ -496,14 +497,15 @@ cdef class Scheduler(Home):
         return 0
 
     cdef bint linger(self, int64_t deadline) except -1:
-        """Polls for a while without releasing the GIL; whether something came.
+        """Polls for a while without releasing the GIL; whether something came, a timer for example.
 
         Another thread computes: to give it the GIL at every pause in the traffic would cost the switch interval (5 ms)
         each time. It gets its share all the same, for it may ask for the GIL while callbacks run.
         """
         cdef int count
         cdef int64_t end = nanoseconds() + GIL_LINGER
-        if 0 < deadline < end:
+        cdef bint timer = 0 < deadline < end
+        if timer:
             end = deadline
         while True:
             count = np_poll(self.engine, self.events, EVENTS_MAX)
@@ -512,7 +514,7 @@ cdef class Scheduler(Home):
             if self.head != self.tail or self._stopping or self.wanted or self.posted:
                 return True
             if nanoseconds() >= end:
-                return False
+                return timer
 
     cdef int park(self, int64_t deadline) except -1:
         cdef int count
@@ -590,6 +592,8 @@ cdef class Scheduler(Home):
             self.poll()
             self.reap()
             PyErr_CheckSignals()
+            if self.poll_ticks != 0 and self.polled_ticks - self.breathed >= BREATH * self.poll_ticks:
+                self.breathe()
         elif self.still:
             self.serve_still()
         if FREE_THREADED and self.posted:
@@ -601,6 +605,12 @@ cdef class Scheduler(Home):
         if self.inside or self.delayed:
             self.sift()
         return self.run_ready()
+
+    cdef int breathe(self) except -1:
+        """What the interpreter does between bytecodes, for callbacks in C run none: others get the GIL if they ask."""
+        self.breathed = self.polled_ticks
+        breathe()
+        return 0
 
     cdef bint poll_is_due(self) noexcept:
         """For a loop that has enough to do: whether POLL_INTERVAL has gone by since the last poll."""

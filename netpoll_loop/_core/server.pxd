@@ -14,7 +14,8 @@ cdef class Listener(Descriptor):
     cdef object context
     cdef object handshake_timeout
     cdef object shutdown_timeout
-    cdef int backlog
+    # Connections accepted in a turn, at most.
+    cdef Py_ssize_t accepts
     cdef int family
     cdef int proto
     # Set while a retry timer runs, after the process ran out of descriptors.

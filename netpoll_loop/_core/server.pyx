@@ -21,12 +21,16 @@ from netpoll_loop._core.watch cimport WatchLoop, fileno_of
 
 import os
 import socket as _socket
+import sys
 from asyncio import constants as _constants
 from asyncio import trsock as _trsock
 from asyncio.log import logger
 
 cdef extern from "<unistd.h>" nogil:
     int c_close "close"(int fd)
+
+
+cdef int accepts_more = sys.version_info >= (3, 14)
 
 
 cdef class Accepted(Runnable):
@@ -96,7 +100,8 @@ cdef class Listener(Descriptor):
         self.protocol_factory = protocol_factory
         self.sslcontext = sslcontext
         self.server = server
-        self.backlog = backlog
+        # From 3.14 on asyncio accepts one more; before that it would never accept with a backlog of 0, and spin.
+        self.accepts = max(backlog + accepts_more, 1)
         self.handshake_timeout = handshake_timeout
         self.shutdown_timeout = shutdown_timeout
         self.context = PyContext_CopyCurrent()
@@ -142,13 +147,14 @@ cdef class Listener(Descriptor):
     cdef int run(self) except -1:
         cdef sockaddr_storage address
         cdef socklen_t length
-        cdef int fd, i
+        cdef int fd
+        cdef Py_ssize_t i
         self.queued = False
         if self.desc is NULL or self.retry is not None:
             return 0
         PyContext_Enter(self.context)
         try:
-            for i in range(self.backlog):
+            for i in range(self.accepts):
                 length = sizeof(address)
                 fd = np_accept(self.loop.engine, self.desc, &address, &length)
                 if fd >= 0:

@@ -14,7 +14,7 @@ from cpython.object cimport PyObject
 from libc.errno cimport EAGAIN, EALREADY, EBADF, EINPROGRESS, EINTR, EISCONN, errno
 
 from netpoll_loop._core.address cimport SocketType, c_getpeername, family_of, sockaddr
-from netpoll_loop._core.engine cimport NP_LEVEL, NP_WAIT, sockaddr_storage, socklen_t
+from netpoll_loop._core.engine cimport NP_LEVEL, NP_WAIT, np_short_is_all, sockaddr_storage, socklen_t
 from netpoll_loop._core.scheduler cimport SCRATCH_SIZE, Scheduler
 from netpoll_loop._core.server cimport ServingLoop
 from netpoll_loop._core.watch cimport FdWatch
@@ -322,6 +322,19 @@ cdef class Call(Operation):
             self.args = (self.args[0], len(self.args[0]))
         return 0
 
+    cdef bint has_to_wait(self, FdWatch watch):
+        return Operation.has_to_wait(self, watch) and not self.is_for_nothing()
+
+    cdef bint is_for_nothing(self):
+        """For no bytes there is nothing to wait for: socket.recv_into makes no system call then."""
+        if self.method != "sock_recv_into":
+            return False
+        try:
+            return memoryview(self.args[0]).nbytes == 0
+        except TypeError:
+            # The call itself says what is wrong.
+            return True
+
     cdef object attempt(self):
         try:
             return getattr(self.sock, self.function)(*self.args)
@@ -329,15 +342,19 @@ cdef class Call(Operation):
             return None
 
 
-
-
 cdef class Receive(Operation):
     cdef Py_ssize_t size
+
+    cdef bint has_to_wait(self, FdWatch watch):
+        return Operation.has_to_wait(self, watch) and self.size != 0
 
     cdef object attempt(self):
         cdef Py_ssize_t size = self.size
         cdef ssize_t count
         cdef bytes data
+        if size == 0:
+            # As socket.recv: without a system call.
+            return b""
         if size <= SCRATCH_SIZE:
             count = try_recv(self.sock.fileno(), self.loop.scratch, size)
             data = None if count < 0 else PyBytes_FromStringAndSize(self.loop.scratch, count)
@@ -345,8 +362,7 @@ cdef class Receive(Operation):
             data = PyBytes_FromStringAndSize(NULL, size)
             count = try_recv(self.sock.fileno(), PyBytes_AS_STRING(data), size)
             data = None if count < 0 else data[:count]
-        if count < size and self.watch is not None and not self.watch.hung_up:
-            # A short read has emptied the socket; after a hang-up the end comes without a new event.
+        if count < size and self.watch is not None and (count < 0 or np_short_is_all(self.watch.desc)):
             self.watch.drained = True
         return data
 

@@ -6,6 +6,13 @@ from netpoll_loop._core.scheduler cimport Scheduler
 from netpoll_loop._core.transport cimport SocketTransport
 
 
+cdef enum Leaves:
+    # When what is written now is sent: at once; at once, behind what waits; with the other writes of the turn.
+    BY_ITSELF
+    WITH_WHAT_WAITS
+    WITH_THE_TURN
+
+
 cdef class StreamTransport(SocketTransport):
     cdef object server
     cdef object empty_waiter
@@ -46,9 +53,9 @@ cdef class StreamTransport(SocketTransport):
     cdef object reader_to_feed(self)
     cdef int read_into(self, object reader) except -1
     cdef int begin_queueing(self) except -1
-    cdef bint can_wait(self, size_t size)
+    cdef Leaves when(self, size_t size)
     cdef int send_what_waits(self) except -1
-    cdef int hand_over(self, object data, const char *buf, size_t size) except -1
+    cdef int hand_over(self, object data, const char *buf, size_t size, Leaves when) except -1
     cdef bint unsent(self) except -1
     cdef int update_hold(self) except -1
     cdef int shut_down_writing(self) except -1

@@ -250,6 +250,11 @@ cdef class StreamTransport(SocketTransport):
     cdef size_t buffered_bytes(self):
         return np_pending(self.desc) if self.desc is not NULL else 0
 
+    def set_write_buffer_limits(self, high=None, low=None):
+        """asyncio.WriteTransport.set_write_buffer_limits, in bytes."""
+        self.send_what_waits()
+        SocketTransport.set_write_buffer_limits(self, high, low)
+
     def get_write_buffer_size(self):
         """asyncio.WriteTransport.get_write_buffer_size, in bytes."""
         self.send_what_waits()
@@ -608,8 +613,9 @@ cdef class StreamTransport(SocketTransport):
         if self.desc is NULL:
             self.loop._check_closed()
             return 0
-        if self.can_wait(size):
-            return self.hand_over(data, buf, size)
+        cdef Leaves when = self.when(size)
+        if when != BY_ITSELF:
+            return self.hand_over(data, buf, size, when)
         sent = np_send(self.loop.engine, self.desc, buf, size)
         if <size_t>sent == size:
             return 0
@@ -619,24 +625,26 @@ cdef class StreamTransport(SocketTransport):
         self.queue_rest(data, buf, size, sent)
         return self.pause_protocol()
 
-    cdef bint can_wait(self, size_t size):
-        """Whether what is written now is to be sent with the other writes of the turn.
+    cdef Leaves when(self, size_t size):
+        """When the loop is busy, what is written now leaves with the other writes of the turn.
 
-        When the loop is busy; but a large write is sent while it is in the CPU's cache. If a callback writes more than
-        one of those, the second and those that follow leave in larger pieces.
+        But a large write is sent while it is in the CPU's cache, with what waits already. If a callback writes more
+        than one of those, the second and those that follow leave in larger pieces.
         """
         cdef bint busy = np_hand_over(self.loop.engine, self.desc, size)
         cdef bint again
         if self.writing or self.let_go:
-            return False
+            return BY_ITSELF
         if size < LARGE_WRITE:
-            return busy
+            return WITH_THE_TURN if busy else BY_ITSELF
         again = self.wrote_in == self.loop.head
         self.wrote_in = self.loop.head
-        return again and self.loop.coalesces and self.loop.running
+        if again and self.loop.coalesces and self.loop.running:
+            return WITH_THE_TURN
+        return WITH_WHAT_WAITS if np_pending(self.desc) else BY_ITSELF
 
-    cdef int hand_over(self, object data, const char *buf, size_t size) except -1:
-        """It is sent with the other writes of the turn.  No event tells of it: see unsent().
+    cdef int hand_over(self, object data, const char *buf, size_t size, Leaves when) except -1:
+        """It is sent with other writes.  No event tells of it: see unsent().
 
         The protocol is paused for what the socket doesn't take, not for what only waits for the end of the turn. That
         is bounded by BATCH_MAX, or by a lower limit of the user's.
@@ -652,13 +660,15 @@ cdef class StreamTransport(SocketTransport):
             Py_DECREF(<void *>data)
             self._fatal_error(os_error(error), "Fatal write error on socket transport")
             return 0
+        if when == WITH_WHAT_WAITS:
+            # A failure comes as an event.
+            np_flush(self.loop.engine, self.desc)
         waits = np_pending(self.desc)
         if waits <= self._high_water:
             return 0
         if waits <= BATCH_MAX and self._high_water >= HIGH_WATER:
             np_tell_full(self.loop.engine, self.desc)
             return 0
-        # A failure comes as an event.
         if np_flush(self.loop.engine, self.desc) > 0:
             self.update_hold()
             self.pause_protocol()
@@ -747,10 +757,11 @@ cdef class StreamTransport(SocketTransport):
             left = 0
             for i in range(count):
                 left += iov[i].iov_len
-            if self.can_wait(left):
+            when = self.when(left)
+            if when != BY_ITSELF:
                 # In one piece, so that it leaves in one.
                 data = b"".join(parts)
-                self.hand_over(data, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+                self.hand_over(data, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), when)
                 return
             sent = np_sendv(self.loop.engine, self.desc, iov, count)
             if sent < 0:

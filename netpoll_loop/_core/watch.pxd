@@ -21,10 +21,8 @@ cdef class FdWatch(Descriptor):
     # The socket that sock_* coroutines wait on; pinned: close() by others waits for them.
     cdef object pinned
     cdef np_kind kind
-    # For NP_WAIT: a sock_recv has emptied the socket, and no event has come since; the peer
-    # has hung up, so that nothing is said by a short read.
+    # For NP_WAIT: a sock_recv has emptied the socket, and no event has come since.
     cdef bint drained
-    cdef bint hung_up
     # Directions whose waiters are to be woken when it runs.
     cdef uint32_t pending_bits
 

@@ -71,7 +71,7 @@ cdef class FdWatch(Descriptor):
                 self.loop.close_descriptor(self)
             if self.desc is NULL and (self.read_waiters or self.write_waiters):
                 self.kind = NP_WAIT
-                self.drained = self.hung_up = False
+                self.drained = False
                 self.loop.open_descriptor(self, self.fd, NP_WAIT)
             return 0
         if self.reader is not None or self.read_waiters:
@@ -124,8 +124,6 @@ cdef class FdWatch(Descriptor):
 
     cdef int on_ready(self, uint32_t bits) except -1:
         self.drained = False
-        if bits & (NP_HUP | NP_ERR):
-            self.hung_up = True
         if bits & (NP_R | NP_HUP | NP_ERR):
             if self.reader is not None:
                 if self.reader._cancelled:

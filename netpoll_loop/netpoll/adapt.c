@@ -72,7 +72,7 @@ static void decide(struct np_engine *e) {
     np_sender now_by = e->window.begun;
     np_look_for_crowd(e, now);
     np_sender with_work = NP_BY_WORKER, with_little = NP_BY_WORKER;
-    if (e->window.contended) {
+    if (np_get(&e->contended)) {
         with_little = NP_AT_ONCE;
     } else if (e->cpus > 1 && now >= e->crowd.until) {
         with_work = NP_BY_NETPOLLER;
@@ -99,7 +99,7 @@ int np_hand_over(np_engine *e, np_desc *d, size_t size) {
         decide(e);
     }
     unsigned by = np_get(&e->offload);
-    if (by == NP_AT_ONCE || (by == NP_BY_WORKER && !e->window.contended && np_small_turns(e) && !e->switching)) {
+    if (by == NP_AT_ONCE || (by == NP_BY_WORKER && !np_waits_for_turn(e) && !e->switching)) {
         return 0;
     }
     if (by == NP_BY_WORKER && e->turn_writes % NP_BATCH == 0) {
@@ -116,8 +116,8 @@ void np_waited(struct np_engine *e, int64_t from, int64_t to) {
 }
 
 void np_contended(np_engine *e, int contended) {
-    if (e && e->mode == NP_AUTO && e->window.contended != contended) {
-        e->window.contended = contended;
+    if (e && e->mode == NP_AUTO && np_get(&e->contended) != contended) {
+        np_set(&e->contended, contended);
         if (e->window.begun || !contended) {
             end(e, np_now());
         }

@@ -134,9 +134,9 @@ static void reset(struct np_desc *d) {
     d->in_chunks = 0;
     np_set(&d->in_bytes, (size_t)0);
     np_set(&d->in_end, 0);
-    d->in_stopped = d->in_hup = d->ahead = 0;
+    d->in_stopped = d->in_unsure = d->ahead = 0;
     d->accept_err = 0;
-    d->more = d->hup = d->end_seen = 0;
+    d->more = d->unsure = d->end_seen = 0;
     d->mine = NULL;
     d->mine_at = 0;
 }
@@ -162,9 +162,11 @@ static int open_at(struct np_engine *e, int fd, np_kind kind, void *user, struct
     if (kind == NP_LISTEN && e->mode == NP_DEDICATED && !(ring = calloc(1, sizeof *ring))) {
         return -ENOMEM;
     }
+    int unsure = (kind == NP_STREAM || kind == NP_WAIT) && !np_os_is_tcp(fd);
     np_ctl_lock(e);
     np_lock(e, d);
     reset(d);
+    d->in_unsure = d->unsure = (uint8_t)unsure;
     d->tag++;
     d->kind = (uint8_t)kind;
     d->interest = 0;
@@ -188,6 +190,8 @@ static int open_at(struct np_engine *e, int fd, np_kind kind, void *user, struct
     *out = d;
     return 0;
 }
+
+int np_short_is_all(const np_desc *d) { return d && d->kind && !d->unsure; }
 
 np_desc *np_open(np_engine *e, int fd, np_kind kind, void *user, int *err) {
     struct np_desc *d = NULL;

@@ -32,7 +32,7 @@ static ssize_t receive_here(struct np_engine *e, struct np_desc *d, void *buf, s
     np_count(&e->by_worker.syscalls, 1);
     if (n > 0) {
         np_count(&e->by_worker.received, n);
-        d->more = (size_t)n == size || d->hup; /* a short read means drained, unless the peer has hung up */
+        d->more = (size_t)n == size || d->unsure;
         return n;
     }
     d->more = 0;
@@ -216,7 +216,7 @@ static size_t room(struct np_engine *e, struct np_desc *d) {
 }
 
 int np_net_receive(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigned bits) {
-    unsigned flags = (bits & (NP_HUP | NP_ERR)) | (bits & NP_ERR ? NP_W : 0);
+    unsigned flags = (bits & NP_UNSURE) | (bits & NP_ERR ? NP_W : 0);
     size_t want = 0;
     int wake = 0, go_on = 0;
 
@@ -226,7 +226,7 @@ int np_net_receive(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigne
         return 0;
     }
     if (flags) {
-        d->in_hup = 1;
+        d->in_unsure = 1;
     }
     /* If the worker is reading, it submits the descriptor when it is done (NP_DEDICATED: only
      * while the thread starts), or is told (NP_AUTO). */
@@ -269,7 +269,7 @@ int np_net_receive(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigne
             np_set(&d->in_bytes, np_get(&d->in_bytes) + (size_t)n);
             atomic_fetch_add(&e->in_total, (size_t)n);
             report |= NP_R;
-            go_on = (size_t)n == want || d->in_hup;
+            go_on = (size_t)n == want || d->in_unsure;
         } else if (n == 0) {
             np_set(&d->in_end, NP_END_OF_FILE);
             report |= NP_R;

@@ -53,10 +53,11 @@ typedef enum {
 #define NP_W 2u   /* writable; for NP_STREAM: call np_flush */
 #define NP_HUP 4u /* the peer has hung up (RDHUP or HUP); comes with NP_R */
 #define NP_ERR 8u /* an error is pending; comes with NP_R and NP_W */
+#define NP_PRI 16u /* urgent data has come, at which reads stop; comes with NP_R */
 
 typedef struct {
     void *user;    /* as given to np_open; valid only while np_current says so */
-    uint32_t bits; /* NP_R | NP_W | NP_HUP | NP_ERR */
+    uint32_t bits; /* NP_R | NP_W | NP_HUP | NP_ERR | NP_PRI */
     uint32_t tag;  /* of the descriptor at the time of the event */
     np_desc *desc;
 } np_event;
@@ -150,6 +151,11 @@ void np_wake(np_engine *e);
  * registration of the same number is replaced: its events are dropped by tag.
  * NULL and *err = -errno (-EPERM: a regular file; -EBADF) on failure. */
 np_desc *np_open(np_engine *e, int fd, np_kind kind, void *user, int *err);
+
+/* Whether a read that gets less than it asks for has emptied the socket, for
+ * NP_STREAM and NP_WAIT: only of TCP, and until urgent data comes.  Datagrams,
+ * and what comes with descriptors on a Unix socket, are read one by one. */
+int np_short_is_all(const np_desc *d);
 
 /* NP_LISTEN, NP_LEVEL: report these directions (0: none).  While the
  * netpoller polls, a reported event disarms the descriptor; np_rearm after the

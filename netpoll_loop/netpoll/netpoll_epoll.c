@@ -6,12 +6,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -36,7 +38,7 @@ static uint32_t to_epoll(unsigned mask) {
         events |= EPOLLOUT;
     }
     if (mask & NP_OS_EDGE) {
-        events |= EPOLLET | EPOLLRDHUP;
+        events |= EPOLLET | EPOLLRDHUP | EPOLLPRI;
     }
     if (mask & NP_OS_ONCE) {
         events |= EPOLLONESHOT;
@@ -47,8 +49,11 @@ static uint32_t to_epoll(unsigned mask) {
 /* As selectors.EpollSelector: a hang-up or an error wakes both directions. */
 static uint32_t from_epoll(uint32_t events) {
     uint32_t bits = 0;
-    if (events & (EPOLLIN | EPOLLPRI)) {
+    if (events & EPOLLIN) {
         bits |= NP_R;
+    }
+    if (events & EPOLLPRI) {
+        bits |= NP_R | NP_PRI;
     }
     if (events & EPOLLOUT) {
         bits |= NP_W;
@@ -187,6 +192,12 @@ void np_os_make_room(struct np_os *os) {
             close(fd);
         }
     }
+}
+
+int np_os_is_tcp(int fd) {
+    int protocol = 0;
+    socklen_t size = sizeof protocol;
+    return getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &size) == 0 && protocol == IPPROTO_TCP;
 }
 
 void np_os_kick(struct np_os *os) {

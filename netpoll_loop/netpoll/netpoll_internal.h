@@ -122,6 +122,9 @@ enum { NP_TICKING, NP_ASLEEP, NP_CALLED, NP_STOP };
 /* How the netpoller sleeps: np_engine.asleep. */
 enum { NP_AWAKE, NP_ASLEEP_IN_OS, NP_ASLEEP_ON_TICK };
 
+/* Events after which a short read does not mean that the socket is empty. */
+#define NP_UNSURE (NP_HUP | NP_ERR | NP_PRI)
+
 /* A descriptor is closed (kind 0) or open (kind = np_kind).
  *
  *   closed -> open     worker, np_open: tag + 1
@@ -230,13 +233,13 @@ struct np_desc {
     atomic_int in_end;      /* NP_END_OF_FILE or -errno, after the last byte.  Atomic as above. */
     unsigned in_chunks;     /* in in_head */
     uint8_t in_stopped;     /* NP_DEDICATED: readable, but at a bound: the worker submits it when there is room */
-    uint8_t in_hup;         /* RDHUP, HUP or ERR was seen: a short read does not mean drained */
+    uint8_t in_unsure;      /* a short read does not mean drained: no TCP, or NP_UNSURE was seen */
     struct np_ring *ring;   /* NP_LISTEN; allocated by np_open */
     int accept_err;         /* errno of a failed accept, for one np_accept */
 
     /* Worker only. */
     uint8_t more;          /* a receive may find something without a new event */
-    uint8_t hup;           /* as in_hup, for the worker's own receives */
+    uint8_t unsure;        /* as in_unsure, for the worker's own receives; NP_WAIT, too */
     uint8_t end_seen;      /* in_end has been delivered */
     struct np_read *mine;  /* taken from in_head, partly consumed */
     size_t mine_at;        /* bytes of mine that were consumed */
@@ -334,13 +337,13 @@ struct np_engine {
         size_t bytes; /* of them */
         int agreed; /* windows in a row */
         np_sender begun; /* what offload is, if that was decided here */
-        int contended; /* np_contended */
     } window;      /* worker only: adapt.c */
     struct {
         int64_t at, ran, waited; /* np_os_run_delay of the netpoller, and when; at 0: it doesn't send */
         int64_t for_ns;          /* how long it was left alone last; 0: it had its CPU */
         int64_t until;           /* it is left alone */
     } crowd;       /* worker only: adapt.c */
+    atomic_int contended; /* np_contended.  Worker writes; the tick reads (relaxed) */
     int switching; /* worker only: np_switch_always */
     struct np_write *done_mine; /* worker only: taken from done_head */
     struct np_write *spare;     /* worker only: nodes for reuse */
@@ -417,6 +420,11 @@ static inline int np_check(const struct np_engine *e, const struct np_desc *d, u
 }
 
 static inline int np_small_turns(const struct np_engine *e) { return np_get(&e->usual_turn) <= NP_SMALL_TURN; }
+
+/* What is written waits for the end of the turn, or for the netpoller to be called then. */
+static inline int np_waits_for_turn(const struct np_engine *e) {
+    return np_get(&e->offload) != NP_AT_ONCE && (np_get(&e->contended) || !np_small_turns(e));
+}
 
 /* The netpoller thread does all I/O now. */
 static inline int np_offloads(struct np_engine *e) { return e->mode == NP_DEDICATED && np_get_sc(&e->thread_on); }

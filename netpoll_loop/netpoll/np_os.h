@@ -23,7 +23,7 @@ struct np_os {
 /* What np_os_wait reports.  A kick is not an event: it only ends the wait. */
 struct np_os_event {
     uint64_t data; /* as given when registered */
-    uint32_t bits; /* NP_R | NP_W | NP_HUP | NP_ERR */
+    uint32_t bits; /* NP_R | NP_W | NP_HUP | NP_ERR | NP_PRI */
 };
 
 #define NP_OS_EVENTS 256 /* at most so many for each wait */
@@ -59,6 +59,9 @@ int np_os_remove(struct np_os *os, int fd);
 /* Waits timeout_ns (0: don't; -1: for ever).  The number of events (0: the
  * time is over, or only a kick, then *kicked = 1), or -EINTR. */
 int np_os_wait(struct np_os *os, int64_t timeout_ns, struct np_os_event *out, int max, int *kicked);
+
+/* Whether fd is a TCP socket. */
+int np_os_is_tcp(int fd);
 
 /* Before a second thread exists: makes room in the process's descriptor table,
  * for as many as 4096.  To grow it later, step by step, can take milliseconds

@@ -117,6 +117,9 @@ static unsigned dispatch(struct np_engine *e, const struct np_os_event *ev, np_e
     out->user = d->user;
     out->tag = tag;
     out->desc = d;
+    if (bits & NP_UNSURE) {
+        d->unsure = 1;
+    }
     switch (d->kind) {
     case NP_STREAM:
         if (bits & NP_W) {
@@ -136,9 +139,6 @@ static unsigned dispatch(struct np_engine *e, const struct np_os_event *ev, np_e
         }
         if (bits & NP_R) {
             d->more = 1;
-        }
-        if (bits & (NP_HUP | NP_ERR)) {
-            d->hup = 1;
         }
         break;
     case NP_LISTEN:
@@ -167,12 +167,12 @@ static int take_ready(struct np_engine *e, np_event *out, int max) {
         if (!d) {
             break;
         }
+        if (bits & NP_UNSURE) {
+            d->unsure = 1;
+        }
         if (d->kind == NP_STREAM) {
             if (bits & NP_R) {
                 d->more = 1;
-            }
-            if (bits & (NP_HUP | NP_ERR)) {
-                d->hup = 1;
             }
         } else if (d->kind != NP_WAIT && !(bits & d->interest)) {
             (void)np_rearm(e, d); /* interest has changed since */

@@ -335,8 +335,7 @@ static void run_ticks(struct np_engine *e) {
             continue;
         }
         uint64_t turns = np_get(&e->turns);
-        int writes_wait = np_get(&e->offload) != NP_AT_ONCE && !np_small_turns(e);
-        if (turns == last || writes_wait) {
+        if (turns == last || np_waits_for_turn(e)) {
             tick = NP_TICK;
             calm = 0;
         } else if (tick < NP_TICK_CALM && ++calm == NP_CALM) {

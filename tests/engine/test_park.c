@@ -416,7 +416,7 @@ TEST(a_takeover_collects_readiness_and_reads_nothing, 30) {
     int s[2], l[2], w[2];
     struct sockaddr_in addr;
     char buf[16];
-    pair(s);
+    tcp_pair(s);
     pair(l);
     pair(w);
     int lfd = listener(&addr);

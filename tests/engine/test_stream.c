@@ -12,7 +12,7 @@ TEST(more_says_whether_a_receive_may_find_something, 20) {
         np_engine *e = engine(c);
         int a[2];
         char buf[64];
-        pair(a);
+        tcp_pair(a);
         np_desc *d = np_open(e, a[0], NP_STREAM, "d", NULL);
         EQ(np_more(d), 0);
         EQ(write(a[1], "12345678", 8), 8);
@@ -42,6 +42,66 @@ TEST(more_says_whether_a_receive_may_find_something, 20) {
         close(a[0]);
         engine_end(e);
     }
+}
+
+/* The bytes, with a descriptor beside them. */
+static void send_with_fd(int sock, const char *bytes, int fd) {
+    union {
+        char room[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control;
+    struct iovec iov = {(void *)(uintptr_t)bytes, strlen(bytes)};
+    struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    memset(&control, 0, sizeof control);
+    struct cmsghdr *h = CMSG_FIRSTHDR(&m);
+    h->cmsg_level = SOL_SOCKET;
+    h->cmsg_type = SCM_RIGHTS;
+    h->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(h), &fd, sizeof fd);
+    EQ(sendmsg(sock, &m, 0), (ssize_t)strlen(bytes));
+}
+
+/* Urgent data in TCP, descriptors in a Unix socket, datagrams: a read stops there, and no event comes for the rest. */
+TEST(a_short_read_is_all_only_of_tcp_and_without_urgent_data, 20) {
+    static const char *const pieces[] = {"ab", "!", "cd"};
+    EACH_CONFIG(c) {
+        for (int is_tcp = 0; is_tcp < 2; is_tcp++) {
+            np_engine *e = engine(c);
+            int a[2];
+            char buf[64];
+            size_t got = 0;
+            is_tcp ? tcp_pair(a) : pair(a);
+            np_desc *d = np_open(e, a[0], NP_STREAM, "d", NULL);
+            EQ(np_short_is_all(d), is_tcp);
+            for (int i = 0; i < 3; i++) {
+                if (is_tcp) {
+                    EQ(send(a[1], pieces[i], strlen(pieces[i]), i == 1 ? MSG_OOB : 0), strlen(pieces[i]));
+                } else {
+                    send_with_fd(a[1], pieces[i], a[1]);
+                }
+            }
+            size_t all = is_tcp ? 4 : 5;
+            int64_t end = now_ns() + 5000 * MS;
+            while (got < all && now_ns() < end) {
+                (void)wait_bits(e, "d", NP_R, 20);
+                while (np_more(d)) {
+                    ssize_t n = np_recv(e, d, buf + got, sizeof buf - got);
+                    if (n < 0) {
+                        EQ(n, -EAGAIN);
+                        break;
+                    }
+                    got += (size_t)n;
+                }
+            }
+            EQ(got, all);
+            CHECK(memcmp(buf, is_tcp ? "abcd" : "ab!cd", all) == 0);
+            np_close(e, d);
+            close(a[0]);
+            close(a[1]);
+            engine_end(e);
+        }
+    }
+    EQ(np_short_is_all(NULL), 0);
 }
 
 TEST(nothing_is_reported_for_a_fresh_idle_stream, 20) {
