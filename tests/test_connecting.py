@@ -46,6 +46,24 @@ def test_a_failing_connect_raises_what_asyncio_raises(new_loop, port):
     assert outcome(new_loop, port) == outcome(asyncio.SelectorEventLoop, port)
 
 
+def test_a_protocol_factory_that_raises_leaves_no_connection_open(run, loop, listener):
+    server = listener()
+    kept = []
+
+    async def main():
+        try:
+            await loop.create_connection(lambda: 1 / 0, *server.getsockname())
+        except ZeroDivisionError as exc:
+            kept.append(exc)
+        connection, _ = server.accept()
+        with connection:
+            connection.settimeout(LIMIT)
+            assert connection.recv(1) == b""
+
+    run(main())
+    assert kept
+
+
 @pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
 def test_a_literal_connects_with_and_without_options(loop, family, host):
     if family == socket.AF_INET6 and not socket.has_ipv6:
@@ -84,7 +102,7 @@ def test_a_factory_that_raises_and_a_cancelled_connect_leave_no_transport(loop):
         def factory():
             raise LookupError("no protocol")
 
-        with pytest.warns(ResourceWarning), pytest.raises(LookupError, match="no protocol"):
+        with pytest.raises(LookupError, match="no protocol"):
             await loop.create_connection(factory, "127.0.0.1", port)
         task = loop.create_task(loop.create_connection(asyncio.Protocol, "127.0.0.1", port))
         await asyncio.sleep(0)

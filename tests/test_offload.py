@@ -271,6 +271,42 @@ def test_a_thread_that_computes_starves_neither_the_loop_nor_itself(run, loop, s
         thread.join()
 
 
+def test_a_header_before_a_large_body_pauses_nobody_while_the_socket_takes_both(run, loop, socket_pair):
+    async def main():
+        sock, peer = socket_pair()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        transport, protocol = await loop.create_connection(Recorder, sock=sock)
+        for number in range(20):
+            transport.write(b"h" * 200)
+            transport.write(b"%d" % (number % 10) * 100_000)
+            assert await read_exactly(peer, 100_200) == b"h" * 200 + b"%d" % (number % 10) * 100_000
+        transport.writelines([b"h" * 200])
+        transport.writelines([b"a" * 50_000, b"b" * 50_000])
+        assert await read_exactly(peer, 100_200) == b"h" * 200 + b"a" * 50_000 + b"b" * 50_000
+        assert protocol.calls == ["connection_made"]
+        put_away(transport)
+        await turns()
+
+    run(main())
+
+
+def test_new_limits_are_for_what_the_socket_has_not_taken(run, loop, socket_pair):
+    async def main():
+        sock, _ = socket_pair()
+        transport, protocol = await loop.create_connection(Recorder, sock=sock)
+        for _ in range(20):
+            transport.set_write_buffer_limits()
+            transport.write(b"small")
+            if not netpoll_loop.stats(loop).offloading:  # else the netpoller may have it in hand
+                transport.set_write_buffer_limits(high=0)
+            await asyncio.sleep(0)
+        assert protocol.calls == ["connection_made"]
+        put_away(transport)
+        await turns()
+
+    run(main())
+
+
 @pytest.mark.parametrize("interval", [1e-6, 0.005, 0.05])
 def test_a_loop_that_never_rests_leaves_a_thread_its_share_of_the_gil(run, loop, socket_pair, interval):
     before = sys.getswitchinterval()

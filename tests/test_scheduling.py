@@ -554,6 +554,33 @@ def test_the_context_is_left_again_when_the_callback_raises(loop, schedule, exce
     assert [type(c["exception"]) for c in exceptions] == [ZeroDivisionError]
 
 
+def test_what_is_no_context_is_an_error_of_the_callback(loop, exceptions):
+    seen = []
+    loop.call_soon(seen.append, "never", context=5)
+    loop.call_later(0, seen.append, "never", context="context")
+    loop.call_later(0, seen.append, "next")
+    spin(loop, 2)
+    assert seen == ["next"]
+    assert [str(context["message"])[:22] for context in exceptions] == ["Exception in callback "] * 2
+
+
+def test_other_threads_run_while_all_callbacks_are_in_c(loop):
+    # They run none of the bytecodes between which the interpreter hands the GIL over.
+    def other():
+        for _ in range(5):
+            time.sleep(0.001)
+        loop.call_soon_threadsafe(loop.stop)
+
+    again = functools.partial(loop.call_soon)
+    again.__setstate__((loop.call_soon, (again,), {}, {}))
+    loop.call_soon(again)
+    thread = threading.Thread(target=other)
+    thread.start()
+    loop.run_forever()
+    thread.join()
+    again.__setstate__((nothing, (), {}, {}))
+
+
 def test_a_context_that_is_already_entered_is_an_error_of_the_callback(loop, exceptions, caplog):
     context = contextvars.copy_context()
     seen = []

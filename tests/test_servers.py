@@ -777,3 +777,16 @@ def test_connect_accepted_socket_refuses_what_asyncio_refuses(run, loop, owned):
     stream = owned(socket.socket())
     with pytest.raises(ValueError, match="ssl_handshake_timeout is only meaningful with ssl"):
         run(loop.connect_accepted_socket(Recorder, stream, ssl_handshake_timeout=1))
+
+
+def test_a_backlog_of_nothing_is_one(run, loop, served, dial):
+    # asyncio does so from 3.14 on; before, it spins and accepts nothing.
+    async def main():
+        server = await loop.create_server(served, "127.0.0.1", 0, backlog=0)
+        for count in range(1, 4):
+            client = dial(server)
+            await until(lambda: len(served.made) == count)  # noqa: B023
+            client.close()
+        server.close()
+
+    run(main())

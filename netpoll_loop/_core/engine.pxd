@@ -41,6 +41,11 @@ cdef extern from "netpoll.h" nogil:
         uint32_t tag
         np_desc *desc
 
+    ctypedef enum np_sender:
+        NP_AT_ONCE
+        NP_BY_NETPOLLER
+        NP_BY_WORKER
+
     ctypedef enum np_poller:
         NP_POLLER_NONE
         NP_POLLER_WORKER
@@ -97,12 +102,13 @@ cdef extern from "netpoll.h" nogil:
     int np_queue_for_turn(np_engine *e, np_desc *d, const void *buf, size_t size, void *cookie)
     int np_send_error(np_desc *d)
     void np_tell_full(np_engine *e, np_desc *d)
-    int np_hand_over(np_engine *e, np_desc *d, size_t size)
+    np_sender np_hand_over(np_engine *e, np_desc *d, size_t size)
     void np_contended(np_engine *e, int contended)
     void np_switch_always(np_engine *e)
     void np_settle(np_engine *e)
     ssize_t np_flush(np_engine *e, np_desc *d)
     size_t np_pending(np_desc *d)
+    int np_full(np_engine *e, np_desc *d)
     void np_discard(np_engine *e, np_desc *d)
     void *np_done(np_engine *e)
     void np_notify_writable(np_engine *e, np_desc *d)

@@ -19,10 +19,9 @@ from libc.string cimport memcpy
 
 from netpoll_loop._core.address cimport RAW_SIZE, address_object, c_getpeername, family_of, sockaddr
 from netpoll_loop._core.engine cimport (
-    NP_ERR, NP_HUP, NP_R, NP_STREAM, NP_W, iovec, np_discard, np_flush, np_more,
-    np_hand_over, np_notify_writable, np_pending, np_queue, np_queue_for_turn,
-    np_read_ahead, np_recv, np_send, np_send_error, np_sendv, np_tell,
-    np_tell_full,
+    NP_AT_ONCE, NP_BY_NETPOLLER, NP_ERR, NP_HUP, NP_R, NP_STREAM, NP_W, iovec, np_discard, np_flush, np_full,
+    np_hand_over, np_more, np_notify_writable, np_pending, np_queue, np_queue_for_turn, np_read_ahead,
+    np_recv, np_send, np_send_error, np_sender, np_sendv, np_tell, np_tell_full,
 )
 from netpoll_loop._core.handles cimport raise_what_is_set
 from netpoll_loop._core.scheduler cimport SCRATCH_SIZE, Scheduler
@@ -631,17 +630,19 @@ cdef class StreamTransport(SocketTransport):
         But a large write is sent while it is in the CPU's cache, with what waits already. If a callback writes more
         than one of those, the second and those that follow leave in larger pieces.
         """
-        cdef bint busy = np_hand_over(self.loop.engine, self.desc, size)
+        cdef np_sender sender = np_hand_over(self.loop.engine, self.desc, size)
         cdef bint again
         if self.writing or self.let_go:
             return BY_ITSELF
         if size < LARGE_WRITE:
-            return WITH_THE_TURN if busy else BY_ITSELF
+            return WITH_THE_TURN if sender != NP_AT_ONCE else BY_ITSELF
         again = self.wrote_in == self.loop.head
         self.wrote_in = self.loop.head
         if again and self.loop.coalesces and self.loop.running:
             return WITH_THE_TURN
-        return WITH_WHAT_WAITS if np_pending(self.desc) else BY_ITSELF
+        if not np_pending(self.desc):
+            return BY_ITSELF
+        return WITH_THE_TURN if sender == NP_BY_NETPOLLER else WITH_WHAT_WAITS
 
     cdef int hand_over(self, object data, const char *buf, size_t size, Leaves when) except -1:
         """It is sent with other writes.  No event tells of it: see unsent().
@@ -802,8 +803,12 @@ cdef class StreamTransport(SocketTransport):
             return 0
         if left == 0:
             self.writing = False
-        if not self._protocol_paused:
-            self.pause_protocol()
+        if not self._protocol_paused and <size_t>left > self._high_water:
+            if np_full(self.loop.engine, self.desc) or self._high_water < HIGH_WATER:
+                self.pause_protocol()
+            else:
+                # The netpoller is just sending it.
+                np_tell_full(self.loop.engine, self.desc)
         self.resume_protocol()
         if not was_writing or self.desc is NULL or self.writing:
             return 0

@@ -89,23 +89,23 @@ static void decide(struct np_engine *e) {
     new_window(e, now);
 }
 
-int np_hand_over(np_engine *e, np_desc *d, size_t size) {
+np_sender np_hand_over(np_engine *e, np_desc *d, size_t size) {
     if (!e || !d || e->mode != NP_AUTO || e->dead) {
-        return 0;
+        return NP_AT_ONCE;
     }
     e->turn_writes++;
     e->window.bytes += size;
     if (!e->switching && ++e->window.writes >= NP_WINDOW) {
         decide(e);
     }
-    unsigned by = np_get(&e->offload);
+    np_sender by = (np_sender)np_get(&e->offload);
     if (by == NP_AT_ONCE || (by == NP_BY_WORKER && !np_waits_for_turn(e) && !e->switching)) {
-        return 0;
+        return NP_AT_ONCE;
     }
     if (by == NP_BY_WORKER && e->turn_writes % NP_BATCH == 0) {
         np_send_batch(e);
     }
-    return np_get(&d->writable) || np_get(&d->pending);
+    return np_get(&d->writable) || np_get(&d->pending) ? by : NP_AT_ONCE;
 }
 
 void np_waited(struct np_engine *e, int64_t from, int64_t to) {

@@ -26,13 +26,21 @@ static ssize_t receive(int fd, void *buf, size_t size) {
 
 /* ---- Worker ---------------------------------------------------------------------- */
 
+/* Asked now, not by a receive in the next turn: that would also find what a
+ * callback of this turn has written to the peer, a turn too early. */
+static int has_more(struct np_engine *e, const struct np_desc *d) {
+    char byte;
+    np_count(&e->by_worker.syscalls, 1);
+    return recv(d->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK);
+}
+
 static ssize_t receive_here(struct np_engine *e, struct np_desc *d, void *buf, size_t size) {
     ssize_t n = receive(d->fd, buf, size);
     int err = errno;
     np_count(&e->by_worker.syscalls, 1);
     if (n > 0) {
         np_count(&e->by_worker.received, n);
-        d->more = (size_t)n == size || d->unsure;
+        d->more = (size_t)n == size || (d->unsure && has_more(e, d));
         return n;
     }
     d->more = 0;

@@ -212,11 +212,18 @@ int np_tell(np_engine *e, np_desc *d);
 /* Reports it, once, as NP_W if the socket doesn't take all that is queued. */
 void np_tell_full(np_engine *e, np_desc *d);
 
-/* The worker is about to write so many bytes to d.  1: np_queue_for_turn it;
- * 0: np_send it, which also finds out whether d is
- * writable.  NP_AUTO changes its mind by how busy the worker is (adapt.c); the
- * other modes never hand over by this. */
-int np_hand_over(np_engine *e, np_desc *d, size_t size);
+/* Who sends what np_queue gets. */
+typedef enum {
+    NP_AT_ONCE = 0,       /* the call itself */
+    NP_BY_NETPOLLER = 1,  /* the netpoller, in batches */
+    NP_BY_WORKER = 2,     /* np_poll, at the end of a turn; the netpoller if the turn stalls */
+} np_sender;
+
+/* The worker is about to write so many bytes to d.  NP_AT_ONCE: np_send it,
+ * which also finds out whether d is writable; else np_queue_for_turn it: who
+ * will send it.  NP_AUTO changes its mind by how busy the worker is (adapt.c);
+ * the other modes never hand over by this. */
+np_sender np_hand_over(np_engine *e, np_desc *d, size_t size);
 
 /* Another thread computes, and the worker has to wait for the GIL again and
  * again (1), or no longer (0): CPUs are scarce, so that nothing is handed to
@@ -225,13 +232,6 @@ void np_contended(np_engine *e, int contended);
 
 /* For tests: changes its mind with each np_poll. */
 void np_switch_always(np_engine *e);
-
-/* Who sends what np_queue gets. */
-typedef enum {
-    NP_AT_ONCE = 0,       /* the call itself */
-    NP_BY_NETPOLLER = 1,  /* the netpoller, in batches */
-    NP_BY_WORKER = 2,     /* np_poll, at the end of a turn; the netpoller if the turn stalls */
-} np_sender;
 
 /* NP_AUTO: from here on; NP_AT_ONCE is the beginning.  Who it is now: never
  * another without the thread. */
@@ -251,6 +251,9 @@ int np_send_error(np_desc *d);
 
 /* Bytes queued and not yet accepted by the kernel. */
 size_t np_pending(np_desc *d);
+
+/* Whether something is queued that the socket didn't take, and nobody is sending it. */
+int np_full(np_engine *e, np_desc *d);
 
 /* Forgets the write queue (abort); the cookies go to the done list. */
 void np_discard(np_engine *e, np_desc *d);

@@ -395,10 +395,23 @@ int np_tell(np_engine *e, np_desc *d) {
     return queued;
 }
 
+/* Under lock. */
+static int is_full(const struct np_desc *d) { return d->out_head && !d->sending && !np_get(&d->writable); }
+
+int np_full(np_engine *e, np_desc *d) {
+    int full = 0;
+    if (np_check(e, d, NP_STREAM) == 0) {
+        np_lock(e, d);
+        full = is_full(d);
+        np_unlock(e, d);
+    }
+    return full;
+}
+
 void np_tell_full(np_engine *e, np_desc *d) {
     if (np_check(e, d, NP_STREAM) == 0) {
         np_lock(e, d);
-        int full = d->out_head && !d->sending && !np_get(&d->writable);
+        int full = is_full(d);
         d->tell_full = d->out_head && !full;
         if (full) {
             (void)np_mailbox_post(&e->ready, d, NP_W); /* to ourselves: others have tried already */
