@@ -559,7 +559,7 @@ cdef class Scheduler(Home):
         cdef int64_t took = now - self.turned_at
         self.turned_at = now
         if took >= self.switch_interval:
-            # As long as this only a turn takes in which the other one had the GIL.
+            # Only a turn in which the other thread had the GIL takes this long.
             self.held_from = now - (took - self.switch_interval)
             self.released_at = now
         elif now - self.held_from < self.switch_interval and now - self.released_at >= self.switch_interval // 4:
@@ -607,7 +607,7 @@ cdef class Scheduler(Home):
         return self.run_ready()
 
     cdef int breathe(self) except -1:
-        """What the interpreter does between bytecodes, for callbacks in C run none: others get the GIL if they ask."""
+        """What the interpreter does between bytecodes, as callbacks in C run none: others get the GIL if they ask."""
         self.breathed = self.polled_ticks
         breathe()
         return 0
