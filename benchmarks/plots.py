@@ -19,6 +19,10 @@ TITLES = {
     "json": "HTTP servers, a JSON document of 10 KiB for each request",
 }
 
+OURS = "#c0392b"
+#: Nothing that looks like OURS.
+OTHERS = [f"tab:{name}" for name in ("blue", "orange", "green", "purple", "gray", "olive", "cyan", "pink")]
+
 
 def draw(results: dict[str, Any], folder: Path) -> list[Path]:
     """Draws into the folder; the files. Raises BenchmarkError without matplotlib."""
@@ -54,12 +58,12 @@ def _group(group: str, found: list[dict[str, Any]], about: dict[str, Any], folde
             low.append(ratio.median - ratio.low)
             high.append(ratio.high - ratio.median)
             at.append(number + (place - (len(names) - 1) / 2) * height)
-        color = "#c0392b" if name == table.OURS else None
+        color = OURS if name == table.OURS else OTHERS[place % len(OTHERS)]
         axes.barh(at, middles, height=height * 0.9, xerr=[low, high], label=name, color=color, error_kw={"lw": 0.7})
     axes.axvline(1.0, color="black", lw=0.8)
     axes.set_yticks(range(len(found)), [row["title"] for row in found])
     axes.invert_yaxis()
-    axes.set_xlabel("rate, as a multiple of uvloop's in the same round (median, 95 % interval); longer is faster")
+    axes.set_xlabel("rate, as a multiple of uvloop's in the same round\n(median, 95 % interval); longer is faster")
     machine = about["machine"]
     axes.set_title(f"{TITLES[group]}\nPython {machine['python']}, {machine['cpus']} CPUs, {about['date']}", fontsize=10)
     axes.legend(fontsize=8)
