@@ -57,10 +57,6 @@ class ConnectMixin(asyncio.SelectorEventLoop):
         sock = socket.socket(family, kind | SOCK_NONBLOCK, proto)
         try:
             await self.sock_connect(sock, address)
-        except BaseException:
-            sock.close()
-            raise
-        try:
             protocol = protocol_factory()
         except BaseException:
             sock.close()

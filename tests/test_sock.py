@@ -122,7 +122,7 @@ def test_recv_of_zero_bytes_waits_for_nothing_and_nobody(run, loop, stock_loop, 
 
 @pytest.mark.parametrize("kind", ["unix datagrams", "udp", "packets", "descriptors beside the bytes", "urgent"])
 @pytest.mark.parametrize("receive", ["sock_recv", "sock_recv_into", "sock_recvfrom"])
-def test_what_one_recv_leaves_is_there_for_the_next(run, loop, owned, udp, socket_pair, tcp_pair, kind, receive):
+def test_what_one_recv_leaves_is_there_for_the_next(run, loop, owned, udp, tcp_pair, kind, receive):
     # Their reads end at a border, not only where there is no more: no event comes for what is behind it.
     pieces = [b"%d" % i for i in range(5)]
     if kind == "udp":
