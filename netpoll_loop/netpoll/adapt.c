@@ -30,7 +30,9 @@ static void new_window(struct np_engine *e, int64_t now) {
     e->window.since = now;
     e->window.waited = 0;
     e->window.writes = 0;
+    e->window.messages = 0;
     e->window.bytes = 0;
+    e->last_written = NULL; /* so that the next write is a message: each window has one */
 }
 
 static void end(struct np_engine *e, int64_t now) {
@@ -68,13 +70,14 @@ void np_look_for_crowd(struct np_engine *e, int64_t now) {
 
 static void decide(struct np_engine *e) {
     int64_t now = np_now(), elapsed = now - e->window.since, busy = elapsed - e->window.waited;
-    int64_t each = (busy - (int64_t)e->window.bytes / NP_COPIES) / e->window.writes; /* apart from the sending */
+    int64_t each = (busy - (int64_t)e->window.bytes / NP_COPIES) / e->window.messages; /* apart from the sending */
+    int64_t turn = busy / e->window.writes * np_get(&e->usual_turn);
     np_sender now_by = e->window.begun;
     np_look_for_crowd(e, now);
     np_sender with_work = NP_BY_WORKER, with_little = NP_BY_WORKER;
     if (np_get(&e->contended)) {
         with_little = NP_AT_ONCE;
-    } else if (e->cpus > 1 && now >= e->crowd.until) {
+    } else if (e->cpus > 1 && now >= e->crowd.until && (now_by == NP_BY_NETPOLLER || turn >= NP_LONG_TURN)) {
         with_work = NP_BY_NETPOLLER;
     }
     np_sender then_by = each >= (now_by == NP_BY_NETPOLLER ? NP_WORK_ENOUGH : NP_WORK) ? with_work : with_little;
@@ -95,6 +98,8 @@ np_sender np_hand_over(np_engine *e, np_desc *d, size_t size) {
     }
     e->turn_writes++;
     e->window.bytes += size;
+    e->window.messages += d != e->last_written;
+    e->last_written = d;
     if (!e->switching && ++e->window.writes >= NP_WINDOW) {
         decide(e);
     }

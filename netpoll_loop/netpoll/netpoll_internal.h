@@ -50,11 +50,11 @@ enum {
 /* When NP_AUTO offloads (adapt.c); measured, see docs/performance.md. */
 enum {
     NP_WINDOW = 64,      /* writes between two looks */
-    NP_AGREE = 2,        /* windows in a row that must ask for it */
+    NP_AGREE = 6,        /* windows in a row that must ask for it */
     NP_BUSY = 90,        /* per cent of the time that the worker doesn't wait, to begin */
     NP_BUSY_ENOUGH = 70, /* ... to go on */
-    NP_SMALL_TURN = 16,  /* writes in a turn, up to which each is sent at once, by whom ever: at its end there would
-                            be nothing left to do beside it, for us or for the peers */
+    NP_SMALL_TURN = 16,  /* writes in a turn, up to which the worker sends its own at once, and the netpoller looks
+                            often: at the end of the turn there would be nothing left to do beside the sending */
     NP_BATCH = 64,       /* writes that the worker sends together at most: the peers wait for them */
 };
 /* When the kernel keeps the netpoller waiting for a CPU. */
@@ -65,11 +65,13 @@ enum {
 #define NP_CROWD_FIRST (1000 * 1000000LL) /* ns without its help; twice as long each time that it is found again */
 #define NP_CROWD_LAST (16 * NP_CROWD_FIRST)
 #define NP_COPIES 4                  /* bytes that a send copies in a ns */
-#define NP_WORK (12 * 1000LL)        /* ns between two writes, to begin */
-#define NP_WORK_ENOUGH (7 * 1000LL)  /* ... to go on: less by the send that others do now */
-#define NP_QUIET (1000 * 1000LL)     /* ns of one wait that ends it */
-#define NP_LINGER (20 * 1000LL)                    /* ns that the netpoller looks for more before it sleeps */
-#define NP_LOOK_BACK (20 * 1000000LL)              /* ns of waiting after which the worker looks for what it has sent */
+#define NP_WORK (10 * 1000LL)        /* ns between two messages, to begin with the netpoller */
+#define NP_WORK_ENOUGH (5 * 1000LL)  /* ... to go on: less by the sends that others do now */
+#define NP_LONG_TURN (120 * 1000LL)  /* ns of a turn, to begin with it: what ends before it looks is a delay only */
+#define NP_QUIET (1000 * 1000LL)     /* ns of one wait that ends it, or without a write: the netpoller must be woken */
+#define NP_NAP (30 * 1000LL)         /* ns between two looks of the netpoller at what the worker has written */
+#define NP_NAP_LONG (60 * 1000LL)    /* ... unless the turns are small */
+#define NP_LOOK_BACK (20 * 1000000LL) /* ns of waiting after which the worker looks for what it has sent */
 
 /* ---- States ----------------------------------------------------------------
  *
@@ -325,16 +327,18 @@ struct np_engine {
 
     _Alignas(64) atomic_uint_fast64_t turns; /* worker writes, the tick reads; relaxed: a sample */
     unsigned home;              /* worker only: RUNNING or IDLE, what a park returns to */
-    atomic_uint offload;        /* np_sender: np_offload.  Worker writes; np_get_stats reads (relaxed) */
+    atomic_uint offload;        /* np_sender: np_offload.  Worker writes; others read (relaxed) */
     unsigned batched;           /* worker only: submitted in this turn */
     int given;                  /* worker only: np_make_due since the last look at what came of it: np_park */
     unsigned turn_writes;       /* worker only: np_hand_over in this turn */
     atomic_uint usual_turn;     /* ... in the larger ones of late: between them come small ones, of what could be
                                    answered before the batch was sent.  Worker writes; the tick reads (relaxed) */
+    const struct np_desc *last_written; /* worker only: in this turn; only compared */
     struct {
         int64_t since, waited; /* ns: its beginning; how much of it the worker has waited */
         int writes;
-        size_t bytes; /* of them */
+        int messages; /* of them: what is written to one descriptor, in pieces, before the next is written to */
+        size_t bytes;
         int agreed; /* windows in a row */
         np_sender begun; /* what offload is, if that was decided here */
     } window;      /* worker only: adapt.c */
@@ -421,9 +425,9 @@ static inline int np_check(const struct np_engine *e, const struct np_desc *d, u
 
 static inline int np_small_turns(const struct np_engine *e) { return np_get(&e->usual_turn) <= NP_SMALL_TURN; }
 
-/* What is written waits for the end of the turn, or for the netpoller to be called then. */
+/* What is written waits for the end of the turn. */
 static inline int np_waits_for_turn(const struct np_engine *e) {
-    return np_get(&e->offload) != NP_AT_ONCE && (np_get(&e->contended) || !np_small_turns(e));
+    return np_get(&e->offload) == NP_BY_WORKER && (np_get(&e->contended) || !np_small_turns(e));
 }
 
 /* The netpoller thread does all I/O now. */

@@ -1,4 +1,4 @@
-/* np_futex.h: sleeping on a 32-bit word (Linux). */
+/* np_futex.h: sleeping, for a time or on a 32-bit word (Linux). */
 #ifndef NP_FUTEX_H
 #define NP_FUTEX_H
 
@@ -6,6 +6,7 @@
 #include <linux/futex.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -38,6 +39,14 @@ static inline int np_futex_wait(atomic_uint *word, unsigned value, int64_t deadl
 
 static inline void np_futex_wake(atomic_uint *word) {
     (void)syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
+/* The calling thread's sleeps end when they are over; the kernel may add 50 us otherwise, to spare a timer. */
+static inline void np_sleep_exactly(void) { (void)prctl(PR_SET_TIMERSLACK, 1UL, 0UL, 0UL, 0UL); }
+
+static inline void np_nap(int64_t ns) {
+    struct timespec t = np_timespec(ns);
+    (void)nanosleep(&t, NULL);
 }
 
 #endif

@@ -285,9 +285,12 @@ int np_park(np_engine *e, np_event *out, int max, int64_t deadline_ns) {
         return 0;
     }
     int n;
-    int64_t from = e->mode == NP_AUTO ? np_now() : 0;
     count_turn(e);
     np_end_batch(e);
+    if (e->mode == NP_AUTO) {
+        np_send_batch(e); /* what the netpoller is to send at its next look: there is nothing else to do */
+    }
+    int64_t from = e->mode == NP_AUTO ? np_now() : 0;
     int64_t look_back = e->given ? from + NP_LOOK_BACK : -1;
     if (look_back >= 0 && (deadline_ns < 0 || look_back < deadline_ns)) {
         deadline_ns = look_back;

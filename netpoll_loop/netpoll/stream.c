@@ -312,7 +312,7 @@ void np_send_batch(struct np_engine *e) {
 }
 
 void np_end_batch(struct np_engine *e) {
-    int was_small = np_small_turns(e); /* then each was due at once */
+    e->last_written = NULL;
     if (e->turn_writes) {
         unsigned usual = np_get(&e->usual_turn);
         usual -= usual / 8;
@@ -323,10 +323,8 @@ void np_end_batch(struct np_engine *e) {
         return;
     }
     e->batched = 0;
-    if (np_get(&e->offload) != NP_BY_NETPOLLER) {
+    if (np_get(&e->offload) != NP_BY_NETPOLLER) { /* for which each was due at once */
         np_send_batch(e);
-    } else if (!was_small) {
-        np_make_due(e);
     }
 }
 

@@ -214,8 +214,8 @@ int np_submit(struct np_engine *e, struct np_desc *d, unsigned bits) {
         }
     } else {
         e->batched++;
-        int at_once = np_small_turns(e) && np_get(&e->offload) == NP_BY_NETPOLLER;
-        if (at_once || np_get_sc(&e->token) == NP_NETPOLLER) { /* the latter in a stall: see take_over */
+        if (np_get(&e->offload) == NP_BY_NETPOLLER ||
+            np_get_sc(&e->token) == NP_NETPOLLER) { /* the latter in a stall: see take_over */
             np_make_due(e);
         }
     }
@@ -294,19 +294,24 @@ static void take_over(struct np_engine *e) {
     give_token(e);
 }
 
-/* Sends what the worker has handed over, and what comes meanwhile. */
-static void serve_worker(struct np_engine *e) {
-    while (np_get_sc(&e->due) || e->hot_head) {
-        np_set_sc(&e->due, 0u);
-        begin_pass(e);
-        serve_submitted(e);
-        serve_hot(e);
-        end_pass(e);
-        /* More comes soon if it comes at all: a wake-up would cost both threads more than this look. */
-        for (int64_t until = e->hot_head ? 0 : np_now() + NP_LINGER;
-             !np_get_sc(&e->due) && !stopped(e) && np_now() < until;) {
-            np_relax();
+/* Sends what the worker has handed over, and what it hands over until the deadline, the next tick.  While it does, we nap
+ * and look again: to wake us would cost the worker an interrupt each time. */
+static void serve_worker(struct np_engine *e, int64_t deadline_ns) {
+    int64_t now = np_now(), naps_until = now;
+    while (now < deadline_ns && !stopped(e)) {
+        if (np_get_sc(&e->due) || e->hot_head) {
+            np_set_sc(&e->due, 0u);
+            begin_pass(e);
+            serve_submitted(e);
+            serve_hot(e);
+            end_pass(e);
+            naps_until = now + NP_QUIET;
+        } else if (now < naps_until && np_get(&e->offload) == NP_BY_NETPOLLER) {
+            np_nap(np_small_turns(e) ? NP_NAP : NP_NAP_LONG);
+        } else {
+            return;
         }
+        now = np_now();
     }
 }
 
@@ -329,7 +334,7 @@ static void run_ticks(struct np_engine *e) {
     int64_t tick = NP_TICK, next = np_now() + tick;
     int calm = 0;
     while (!stopped(e)) {
-        serve_worker(e);
+        serve_worker(e, next);
         sleep_on_tick(e, NP_TICKING, next);
         if (np_now() < next) {
             continue;
@@ -401,8 +406,7 @@ static void run_dedicated(struct np_engine *e) {
         /* Rare: started while the worker waits in the OS facility.  It sees
          * thread_on and will not take the token again. */
         np_os_kick(&e->os);
-        struct timespec t = np_timespec(200000);
-        nanosleep(&t, NULL);
+        np_nap(200000);
     }
     np_register_all(e); /* edges that the worker has seen, and left, are reported anew */
     while (!stopped(e)) {
@@ -431,6 +435,7 @@ static void run_dedicated(struct np_engine *e) {
 static void *thread_main(void *arg) {
     struct np_engine *e = arg;
     np_set(&e->thread_number, np_os_thread());
+    np_sleep_exactly();
     if (e->mode == NP_DEDICATED) {
         run_dedicated(e);
     } else {

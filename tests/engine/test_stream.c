@@ -949,29 +949,47 @@ static void work(int64_t ns) {
     }
 }
 
-/* 64 writes and as many turns, each with so much work, and so much waiting. */
-static int handed_over(np_engine *e, np_desc *d, int rounds, int64_t work_ns, int wait_ms) {
+/* Writes to two descriptors: to each of them in so many pieces, so many in a turn, with so much work for each, and so much
+ * waiting at the end of each turn. */
+struct load {
+    np_desc *to[2];
+    int pieces, per_turn;
+};
+
+static int handed_over(np_engine *e, struct load *l, int rounds, int64_t work_ns, int wait_ms) {
     int yes = 0;
     for (int i = 0; i < rounds; i++) {
         np_event ev[4];
         work(work_ns);
-        yes += np_hand_over(e, d, 100) != NP_AT_ONCE;
-        turn(e, ev, 4, wait_ms);
+        yes += np_hand_over(e, l->to[i / l->pieces % 2], 100) != NP_AT_ONCE;
+        if (i % l->per_turn == l->per_turn - 1) turn(e, ev, 4, wait_ms);
         while (np_done(e)) {
         }
     }
     return yes;
 }
 
+static struct load load_of(np_engine *e, int fds[2]) {
+    pair(fds);
+    struct load l = {.pieces = 1, .per_turn = 8};
+    for (int i = 0; i < 2; i++) l.to[i] = np_open(e, fds[i], NP_STREAM, "d", NULL);
+    return l;
+}
+
+static void unload(np_engine *e, struct load *l, const int fds[2]) {
+    for (int i = 0; i < 2; i++) {
+        np_close(e, l->to[i]);
+        close(fds[i]);
+    }
+}
+
 TEST(auto_hands_over_while_the_worker_is_busy_and_does_much_between_two_writes, 60) {
     for (np_mode mode = NP_INLINE; mode <= NP_DEDICATED; mode++) {
         np_engine *e = engine_of(mode);
         int fds[2];
-        np_stats s;
-        pair(fds);
-        np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
-        np_get_stats(e, &s);
-        int yes = handed_over(e, d, 1000, 30 * 1000, 0);
+        struct load l = load_of(e, fds);
+        np_desc *d = l.to[0];
+        int yes = handed_over(e, &l, 1000, 30 * 1000, 0);
         np_stats after;
         np_get_stats(e, &after);
         int can = mode == NP_AUTO && np_os_cpus() > 1;
@@ -985,40 +1003,111 @@ TEST(auto_hands_over_while_the_worker_is_busy_and_does_much_between_two_writes, 
             EQ(np_hand_over(e, d, 100), 0);
         }
         if (mode == NP_AUTO) { /* busy, with little work for each */
-            EQ(handed_over(e, d, 2000, 1000, 0), 0); /* one in each turn */
+            EQ(handed_over(e, &l, 2000, 1000, 0), 0); /* in small turns */
             np_get_stats(e, &after);
             EQ(after.batching, 1);
             EQ(after.offloading, 0);
             np_event ev[4];
             for (int turns = 0; turns < 20; turns++) {
                 int in_turn = 0;
-                for (int i = 0; i < 40; i++) {
-                    work(1000);
-                    in_turn += np_hand_over(e, d, 100) == NP_BY_WORKER;
+                for (int i = 0; i < 200; i++) {
+                    in_turn += np_hand_over(e, l.to[i % 2], 100) == NP_BY_WORKER;
                 }
-                EQ(in_turn, turns ? 40 : 0);
+                EQ(in_turn, turns ? 200 : 0);
                 turn(e, ev, 4, 0);
             }
             turn(e, ev, 4, 20);
         }
-        EQ(handed_over(e, d, 200, 50 * 1000, 1), 0); /* mostly waiting */
+        EQ(handed_over(e, &l, 200, 50 * 1000, 1), 0); /* mostly waiting */
         np_contended(e, 1); /* by the worker, at the end of its turn */
-        CHECK((handed_over(e, d, 1000, 30 * 1000, 0) > 0) == (mode == NP_AUTO));
+        CHECK((handed_over(e, &l, 1000, 30 * 1000, 0) > 0) == (mode == NP_AUTO));
         np_get_stats(e, &after);
         EQ(after.offloading, 0);
         EQ(after.batching, mode == NP_AUTO);
-        (void)handed_over(e, d, 1000, 1000, 0);
-        EQ(handed_over(e, d, 300, 1000, 0), 0);
+        (void)handed_over(e, &l, 1000, 1000, 0);
+        EQ(handed_over(e, &l, 300, 1000, 0), 0);
         np_contended(e, 0);
-        CHECK((handed_over(e, d, 1000, 30 * 1000, 0) > 0) == can);
-        np_close(e, d);
+        CHECK((handed_over(e, &l, 1000, 30 * 1000, 0) > 0) == can);
+        unload(e, &l, fds);
         EQ(np_hand_over(e, NULL, 100), 0);
-        close(fds[0]);
-        close(fds[1]);
         engine_end(e);
     }
     EQ(np_hand_over(NULL, NULL, 0), 0);
     np_contended(NULL, 1);
+}
+
+TEST(a_message_in_pieces_counts_as_one_and_a_turn_has_to_last, 60) {
+    np_engine *e = engine_of(NP_AUTO);
+    int fds[2], can = np_os_cpus() > 1;
+    np_event ev[4];
+    struct load l = load_of(e, fds);
+    l.pieces = 4;
+    l.per_turn = 64;
+    CHECK((handed_over(e, &l, 4000, 4000, 0) > 0) == can); /* 16 us for each message */
+    turn(e, ev, 4, 20);
+    l.pieces = 1000; /* one message in a turn, or in a window */
+    l.per_turn = 1000;
+    CHECK((handed_over(e, &l, 4000, 4000, 0) > 0) == can);
+    turn(e, ev, 4, 20);
+    for (int i = 0; i < 100; i++) turn(e, ev, 4, 0);
+    l.pieces = 1;
+    l.per_turn = 2;
+    (void)handed_over(e, &l, 200, 12 * 1000, 0); /* the last turns that were larger */
+    turn(e, ev, 4, 20);
+    EQ(handed_over(e, &l, 2000, 12 * 1000, 0), 0); /* turns of 24 us */
+    unload(e, &l, fds);
+    engine_end(e);
+}
+
+TEST(a_netpoller_that_sends_naps_and_is_not_woken, 60) {
+    enum { WRITES = 4000 };
+    np_engine *e = engine_of(NP_AUTO);
+    int fds[2];
+    np_stats s;
+    pair(fds);
+    np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+    EQ(np_offload(e, NP_BY_NETPOLLER), NP_BY_NETPOLLER);
+    char buf[WRITES];
+    for (int i = 0; i < WRITES; i++) {
+        np_event ev[4];
+        work(20 * 1000);
+        EQ(np_queue(e, d, "x", 1, NULL), 0);
+        if (i % 8 == 7) (void)np_poll(e, ev, 4);
+        while (np_done(e)) {
+        }
+    }
+    blocking(fds[1]);
+    EQ(recv(fds[1], buf, WRITES, MSG_WAITALL), WRITES);
+    np_get_stats(e, &s);
+    CHECK(s.wakeups < WRITES / 4); /* one to begin with, and when it got no CPU for a millisecond */
+    CHECK(s.netpoller_syscalls > 0);
+    np_close(e, d);
+    close(fds[0]);
+    close(fds[1]);
+    engine_end(e);
+}
+
+TEST(a_worker_that_parks_sends_what_the_netpoller_has_not_seen, 10) {
+    np_engine *e = np_engine_new(NP_AUTO, NULL); /* without its thread: it naps for ever */
+    int fds[2];
+    np_event ev[4];
+    char c;
+    pair(fds);
+    np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+    (void)turn(e, ev, 4, 1); /* the first edge */
+    np_set_sc(&e->thread_on, 1u);
+    EQ(np_offload(e, NP_BY_NETPOLLER), NP_BY_NETPOLLER);
+    EQ(np_queue(e, d, "x", 1, NULL), 0);
+    EQ(np_poll(e, ev, 4), 0);
+    EQ(np_pending(d), 1u);
+    turn(e, ev, 4, 1);
+    EQ(np_pending(d), 0u);
+    EQ(recv(fds[1], &c, 1, MSG_DONTWAIT), 1);
+    np_set_sc(&e->thread_on, 0u);
+    np_close(e, d);
+    close(fds[0]);
+    close(fds[1]);
+    np_engine_free(e);
 }
 
 TEST(a_netpoller_that_waits_for_a_cpu_is_not_asked_for_a_while, 60) {
@@ -1059,16 +1148,13 @@ TEST(a_netpoller_that_waits_for_a_cpu_is_not_asked_for_a_while, 60) {
     e = engine_of(NP_AUTO);
     int fds[2];
     np_stats s;
-    pair(fds);
-    np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+    struct load l = load_of(e, fds);
     e->crowd.until = now_ns() + 60 * second;
-    (void)handed_over(e, d, 1000, 30 * 1000, 0);
+    (void)handed_over(e, &l, 1000, 30 * 1000, 0);
     np_get_stats(e, &s);
     EQ(s.offloading, 0);
     EQ(s.batching, 1);
-    np_close(e, d);
-    close(fds[0]);
-    close(fds[1]);
+    unload(e, &l, fds);
     engine_end(e);
 }
 

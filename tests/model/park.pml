@@ -183,17 +183,21 @@ inline kick_netpoller() { /* np_kick_netpoller */
 
 inline make_due() { due = true; kick_netpoller() }
 
-inline end_batch() { /* np_end_batch: by whom, np_offload has set; here it may be either */
+inline send_batch() { /* np_send_batch, with what it tells */
+    atomic {
+        if
+        :: submitted && !hot -> submitted = false; sent = sent + work; work = 0; ready = true
+        :: else -> submitted = false
+        fi
+    }
+}
+
+inline end_batch() { /* np_end_batch */
     if
     :: batched -> batched = false;
         if
-        :: small /* each was due at once */
-        :: !small -> make_due()
-        :: atomic { /* drain_submitted, with what it tells */
-            if
-            :: submitted && !hot -> submitted = false; sent = sent + work; work = 0; ready = true
-            :: else -> submitted = false
-            fi }
+        :: by_netpoller /* each was due at once */
+        :: !by_netpoller -> send_batch()
         fi
     :: else
     fi
@@ -280,6 +284,9 @@ inline park() { /* np_park */
     turned = true;
 #ifndef BUG_BATCH_FORGOTTEN
     end_batch();
+#ifndef DEDICATED
+    send_batch();
+#endif
 #endif
     do
     :: take_ready();
@@ -326,12 +333,8 @@ inline write_one() { /* np_queue, handing over; np_submit; else drain_here */
 #else
             batched = true;
             if
-#ifndef BUG_STALL_NOT_DUE
             :: token == NETPOLLER -> make_due()
-#else
-            :: token == NETPOLLER && news -> batched = false; kick_netpoller()
-#endif
-            :: token != NETPOLLER && small -> make_due()
+            :: token != NETPOLLER && by_netpoller -> make_due()
             :: else
             fi;
 #endif
@@ -353,12 +356,12 @@ inline write_one() { /* np_queue, handing over; np_submit; else drain_here */
 
 active proctype worker() {
     byte got, events, to_write = WRITES, timers = 1; /* parks that a timer may end */
-    bool mine, news, over, timed, stalls = true, small;
+    bool mine, news, over, timed, stalls = true, by_netpoller;
     mtype how;
     unpark(RUNNING); /* np_set_running(1) */
     if
-    :: small = true /* NP_SMALL_TURN */
-    :: small = false
+    :: by_netpoller = true /* np_offload */
+    :: by_netpoller = false
     fi;
     do
     :: SEEN_ALL -> break

@@ -94,8 +94,6 @@ park() {
         bug TICK_NO_RECHECK park $calls
         bug NETPOLLER_NO_RECHECK park $writes -DDEDICATED
         bug BATCH_FORGOTTEN park $writes
-        bug STALL_NOT_DUE park $writes
-        bug STOP_LEAVES_SUBMITTED park $writes -DRESTARTS
         bug STOP_LEAVES_SUBMITTED park $writes -DRESTARTS -DDEDICATED
         bug HAND_BACK_FORGETS park $writes -DRESTARTS
         bug STOPPED_EARLY_LEAVES park $writes -DRESTARTS -DDEDICATED

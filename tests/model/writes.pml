@@ -190,8 +190,8 @@ inline queue() { /* np_queue, np_submit */
 #ifdef DEDICATED
             :: due = true
 #else
-            :: batched = true
-            :: offload == BY_NETPOLLER -> due = true /* a small turn */
+            :: offload == BY_NETPOLLER -> due = true
+            :: else -> batched = true
 #endif
             fi;
             if
@@ -253,10 +253,7 @@ inline drain_submitted() {
 inline end_batch() { /* np_end_batch */
     if
     :: batched -> batched = false;
-        if
-        :: offload == BY_NETPOLLER -> due = true
-        :: else -> drain_submitted()
-        fi
+        drain_submitted()
     :: else
     fi
 }
@@ -322,6 +319,7 @@ active proctype worker() {
 #ifndef DEDICATED
     :: offload != AT_ONCE -> settle()
     :: batched -> end_batch()
+    :: offload == BY_NETPOLLER -> drain_submitted() /* np_park */
     :: thread_on -> /* np_offload */
         end_batch();
         if
