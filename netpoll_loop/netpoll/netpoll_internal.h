@@ -73,6 +73,13 @@ enum {
 #define NP_NAP_LONG (60 * 1000LL)    /* ... unless the turns are small */
 #define NP_LOOK_BACK (20 * 1000000LL) /* ns of waiting after which the worker looks for what it has sent */
 
+/* When the worker looks for calls of other threads before it sleeps (park.c); measured, see docs/performance.md. */
+enum {
+    NP_CALLS = 4, /* waits in a row that a call has ended soon */
+};
+#define NP_SOON (100 * 1000LL) /* ns: how soon, and how long it looks */
+#define NP_GRACE (4 * 1000LL)  /* ns until a caller has let go of what it calls with: of the GIL, which we want next */
+
 /* ---- States ----------------------------------------------------------------
  *
  * Where the worker waits: np_engine.wstate, also the futex word.
@@ -333,6 +340,7 @@ struct np_engine {
     unsigned turn_writes;       /* worker only: np_hand_over in this turn */
     atomic_uint usual_turn;     /* ... in the larger ones of late: between them come small ones, of what could be
                                    answered before the batch was sent.  Worker writes; the tick reads (relaxed) */
+    unsigned calls; /* worker only: waits in a row that np_wake has ended soon */
     const struct np_desc *last_written; /* worker only: in this turn; only compared */
     struct {
         int64_t since, waited; /* ns: its beginning; how much of it the worker has waited */

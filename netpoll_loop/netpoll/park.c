@@ -280,6 +280,28 @@ static int park_on_futex(struct np_engine *e, int64_t deadline_ns) {
     return rc == 0 ? NOTHING_FOR_US : OVER;
 }
 
+/* Calls have ended one wait after the other, each soon.  So the next one is looked for, beside events, before the worker
+ * sleeps: a wake-up costs the caller an interrupt, and us the way back from an idle CPU.  Events, 0, or FAILED - errno. */
+static int await_call(struct np_engine *e, np_event *out, int max, int64_t until) {
+    while (!has_news(e)) {
+        if (!np_offloads(e) && take_token(e)) {
+            int n = wait_here(e, out, max, 0);
+            release_token(e);
+            if (n > 0 || n < FAILED) {
+                return n;
+            }
+        }
+        if (np_now() >= until) {
+            return 0;
+        }
+        np_relax();
+    }
+    for (int64_t end = np_now() + NP_GRACE; np_now() < end;) {
+        np_relax();
+    }
+    return 0;
+}
+
 int np_park(np_engine *e, np_event *out, int max, int64_t deadline_ns) {
     if (!e || e->dead || !out || max <= 0) {
         return 0;
@@ -290,15 +312,29 @@ int np_park(np_engine *e, np_event *out, int max, int64_t deadline_ns) {
     if (e->mode == NP_AUTO) {
         np_send_batch(e); /* what the netpoller is to send at its next look: there is nothing else to do */
     }
-    int64_t from = e->mode == NP_AUTO ? np_now() : 0;
+    int64_t from = np_now();
     int64_t look_back = e->given ? from + NP_LOOK_BACK : -1;
     if (look_back >= 0 && (deadline_ns < 0 || look_back < deadline_ns)) {
         deadline_ns = look_back;
     }
+    int64_t look_until = from;
+    if (e->calls >= NP_CALLS) {
+        look_until = deadline_ns >= 0 && deadline_ns < from + NP_SOON ? deadline_ns : from + NP_SOON;
+    }
+    int waits = 0;
     for (;;) {
         n = take_ready(e, out, max);
         if (n > 0 || np_get_sc(&e->wake_pending)) {
             break;
+        }
+        waits = 1;
+        if (look_until > from) {
+            n = await_call(e, out, max, look_until);
+            if (n != 0) {
+                break;
+            }
+            look_until = from;
+            continue;
         }
         if (!np_offloads(e) && take_token(e)) {
             n = park_in_epoll(e, out, max, deadline_ns);
@@ -313,12 +349,16 @@ int np_park(np_engine *e, np_event *out, int max, int64_t deadline_ns) {
             break;
         }
     }
-    if (np_get(&e->wake_pending)) {
+    int64_t now = np_now();
+    int called = np_get(&e->wake_pending) != 0;
+    if (called) {
         (void)np_swap_sc(&e->wake_pending, 0u); /* the caller looks at its queues before it parks again */
+    }
+    if (waits) {
+        e->calls = called && now - from < NP_SOON && e->cpus > 1 ? e->calls + 1 : 0;
     }
     count_turn(e);
     if (e->mode == NP_AUTO) {
-        int64_t now = np_now();
         np_waited(e, from, now);
         if (look_back >= 0 && now >= look_back && !np_get_sc(&e->submitted.any) && np_get_sc(&e->passes) % 2 == 0) {
             e->given = 0; /* what is queued now waits for its socket, which comes as an event */

@@ -1,5 +1,6 @@
 /* The worker's waiting, and the netpoller's takeover of a stalled worker. */
 #include "harness.h"
+#include "np_os.h"
 
 /* ---- Waking ---- */
 
@@ -110,6 +111,79 @@ TEST(each_item_posted_before_a_wake_is_seen, 60) {
             }
         }
         pthread_join(t, NULL);
+        engine_end(e);
+    }
+}
+
+struct answering {
+    np_engine *e;
+    atomic_uint asked, ended;
+};
+
+/* Calls the worker some microseconds after it asks. */
+static void *answer(void *arg) {
+    struct answering *a = arg;
+    for (unsigned answered = 0; !atomic_load(&a->ended);) {
+        if (atomic_load(&a->asked) == answered) {
+            sched_yield();
+            continue;
+        }
+        answered++;
+        for (int64_t end = now_ns() + 10 * 1000; now_ns() < end;) {
+        }
+        np_wake(a->e);
+    }
+    return NULL;
+}
+
+static void ask(struct answering *a, int times) {
+    np_event ev[4];
+    for (int i = 0; i < times; i++) {
+        np_park_prepare(a->e);
+        atomic_fetch_add(&a->asked, 1);
+        EQ(np_park(a->e, ev, 4, now_ns() + 5000 * MS), 0);
+    }
+}
+
+TEST(calls_that_come_soon_need_no_wake_up, 60) {
+    EACH_CONFIG(c) {
+        if (np_os_cpus() == 1) continue;
+        np_engine *e = engine(c);
+        struct answering a = {.e = e};
+        pthread_t t;
+        np_stats before, after;
+        pthread_create(&t, NULL, answer, &a);
+        int phase = 0;
+        do { /* without a CPU of its own the answer takes longer */
+            np_get_stats(e, &before);
+            ask(&a, 50);
+            np_get_stats(e, &after);
+        } while (after.wakeups - before.wakeups >= 10 && ++phase < 1000);
+        CHECK(phase < 1000);
+        /* Events and the deadline are seen all the same. */
+        int fds[2];
+        np_event ev[4];
+        pair(fds);
+        np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+        wait_bits(e, NULL, 0, 20); /* the first edge */
+        for (int i = 0; i < 200; i++) {
+            char byte;
+            ask(&a, 8);
+            int64_t start = now_ns();
+            np_park_prepare(e);
+            EQ(np_park(e, ev, 4, start + 50 * 1000), 0);
+            CHECK(now_ns() - start >= 50 * 1000);
+            ask(&a, 8);
+            EQ(send(fds[1], "x", 1, 0), 1);
+            CHECK(wait_bits(e, "d", NP_R, 5000) & NP_R);
+            while (np_recv(e, d, &byte, 1) > 0) {
+            }
+        }
+        atomic_store(&a.ended, 1);
+        pthread_join(t, NULL);
+        np_close(e, d);
+        close(fds[0]);
+        close(fds[1]);
         engine_end(e);
     }
 }
