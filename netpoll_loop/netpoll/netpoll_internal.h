@@ -67,7 +67,7 @@ enum {
 #define NP_COPIES 4                  /* bytes that a send copies in a ns */
 #define NP_WORK (10 * 1000LL)        /* ns between two messages, to begin with the netpoller */
 #define NP_WORK_ENOUGH (5 * 1000LL)  /* ... to go on: less by the sends that others do now */
-#define NP_LONG_TURN (120 * 1000LL)  /* ns of a turn, to begin with it: what ends before it looks is a delay only */
+#define NP_LONG_TURN (140 * 1000LL)  /* ns of a turn, to begin with it: what ends before it looks is a delay only */
 #define NP_QUIET (1000 * 1000LL)     /* ns of one wait that ends it, or without a write: the netpoller must be woken */
 #define NP_NAP (30 * 1000LL)         /* ns between two looks of the netpoller at what the worker has written */
 #define NP_NAP_LONG (60 * 1000LL)    /* ... unless the turns are small */
