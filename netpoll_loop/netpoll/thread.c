@@ -350,8 +350,8 @@ static void run_ticks(struct np_engine *e) {
         if (turns == last && !stopped(e)) {
             if (np_get_sc(&e->wstate) == NP_RUNNING) {
                 take_over(e);
-            } else if (np_cas_sc(&e->tick, NP_TICKING, NP_ASLEEP)) {
-                /* Parked or idle for a whole tick: no wake-ups until it goes on. */
+            } else if (!e->hot_head && np_cas_sc(&e->tick, NP_TICKING, NP_ASLEEP)) {
+                /* Parked or idle for a whole tick, and nothing to send: no wake-ups until it goes on. */
                 if (np_get_sc(&e->wstate) == NP_RUNNING) {
                     (void)np_cas_sc(&e->tick, NP_ASLEEP, NP_TICKING);
                 }

@@ -409,7 +409,7 @@ inline serve() { /* np_net_send: all of it, or a turn of it */
         hot = false;
         if
         :: work > 0 -> sent = sent + work; work = 0; first = !ready; ready = true
-        :: work > 0 && !postponed -> postponed = true; hot = true; first = false
+        :: work > 0 && postponed < 2 -> postponed++; hot = true; first = false
         :: work == 0 -> first = false
         fi
     };
@@ -543,10 +543,17 @@ inline run_ticks() {
     :: tick == STOP -> break
     :: else ->
         do /* serve_worker */
-        :: due || hot -> due = false; serve_submitted(); serve_hot()
+        :: due || hot -> due = false; serve_submitted(); serve_hot();
+            if
+            :: hot -> over = true; break /* the tick is over */
+            :: true
+            fi
         :: else -> break
         od;
-        sleep_on_tick(TICKING, true);
+        if
+        :: !over -> sleep_on_tick(TICKING, true)
+        :: over
+        fi;
         if
         :: atomic { over && turned -> over = false; turned = false }
         :: atomic { over && !turned -> over = false }; /* a tick has gone by without a turn of the worker */
@@ -554,7 +561,14 @@ inline run_ticks() {
             :: wstate == RUNNING -> take_over()
             :: else ->
                 if
-                :: atomic { tick == TICKING -> tick = ASLEEP };
+#ifndef BUG_TICK_FORGETS_HOT
+                :: hot
+#endif
+                :: atomic {
+#ifndef BUG_TICK_FORGETS_HOT
+                    !hot &&
+#endif
+                    tick == TICKING -> tick = ASLEEP };
 #ifndef BUG_TICK_NO_RECHECK
                     if
                     :: wstate == RUNNING ->
@@ -639,7 +653,8 @@ inline run_dedicated() {
 
 active proctype netpoller() {
     byte events;
-    bool first, over, mine, postponed;
+    bool first, over, mine;
+    byte postponed; /* twice: at a submission, and when it is gone on with */
 end:
     do
     :: life == ALIVE ->

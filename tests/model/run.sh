@@ -92,6 +92,7 @@ park() {
         bug TOKEN_GIVEN_SILENTLY park $restarts -DDEDICATED
         bug TICK_SLEEPS_ON park $calls
         bug TICK_NO_RECHECK park $calls
+        bug TICK_FORGETS_HOT park $writes
         bug NETPOLLER_NO_RECHECK park $writes -DDEDICATED
         bug BATCH_FORGOTTEN park $writes
         bug STOP_LEAVES_SUBMITTED park $writes -DRESTARTS -DDEDICATED
