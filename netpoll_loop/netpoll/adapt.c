@@ -1,16 +1,17 @@
 /* adapt.c: what NP_AUTO does with its writes.
  *
  * While the worker has time, each is sent at once.  When Python is the
- * bottleneck, when the worker hardly ever waits, the writes of a turn are
- * sent in a batch: the peers are woken once for many of them, and what was
- * written to one descriptor in pieces leaves in one.  Who sends it, depends on
- * how much the worker does between two writes: a handoff costs both threads
- * something, so little work makes the worker send by itself, at the end of its
- * turn, or of NP_BATCH writes; and at once in small turns, so that the peers
- * have something to do meanwhile.  Busyness and work are looked at in windows
- * of NP_WINDOW writes, one clock call each; NP_AGREE windows must agree to change anything but that the
- * worker is no longer busy: that ends it at once, and so does a single wait of
- * NP_QUIET.
+ * bottleneck, when the worker hardly ever waits, several are sent in a batch:
+ * the peers are woken once for many of them, and what was written to one
+ * descriptor in pieces leaves in one.  Who sends it, depends on how much the
+ * worker does for each message, which is what it writes to one descriptor before
+ * it writes to another.  With enough for each, and turns that last, it is the
+ * netpoller, which naps and looks, beside Python.  With little the worker sends by
+ * itself, at the end of its turn, or of NP_BATCH writes; and at once in small
+ * turns, so that the peers have something to do meanwhile.  Busyness and work are
+ * looked at in windows of NP_WINDOW writes, one clock call each; NP_AGREE windows
+ * must agree to change anything but that the worker is no longer busy: that ends
+ * it at once, and so does a single wait of NP_QUIET.
  *
  * Where others want the CPUs, too, a netpoller that is called again and again
  * waits for one each time, and so do the peers.  The kernel knows for how long
