@@ -336,7 +336,7 @@ struct np_engine {
     unsigned home;              /* worker only: RUNNING or IDLE, what a park returns to */
     atomic_uint offload;        /* np_sender: np_offload.  Worker writes; others read (relaxed) */
     unsigned batched;           /* worker only: submitted in this turn */
-    int given;                  /* worker only: np_make_due since the last look at what came of it: np_park */
+    int given;                  /* worker only: make_due since the last look at what came of it: np_park */
     unsigned turn_writes;       /* worker only: np_hand_over in this turn */
     atomic_uint usual_turn;     /* ... in the larger ones of late: between them come small ones, of what could be
                                    answered before the batch was sent.  Worker writes; the tick reads (relaxed) */
@@ -520,8 +520,6 @@ int np_ready(struct np_engine *e, struct np_desc *d, unsigned bits);
 /* Worker: asks the netpoller to go on with a descriptor (NP_R: receive, NP_W:
  * send).  0 if its thread does not serve: the caller does it. */
 int np_submit(struct np_engine *e, struct np_desc *d, unsigned bits);
-/* Worker, NP_AUTO: the netpoller is to send what was submitted. */
-void np_make_due(struct np_engine *e);
 /* Wakes the netpoller if it sleeps. */
 void np_kick_netpoller(struct np_engine *e);
 

@@ -203,6 +203,13 @@ void np_kick_netpoller(struct np_engine *e) {
     }
 }
 
+/* Worker, NP_AUTO: the netpoller is to send what was submitted. */
+static void make_due(struct np_engine *e) {
+    e->given = 1;
+    np_set_sc(&e->due, 1u);
+    np_kick_netpoller(e);
+}
+
 int np_submit(struct np_engine *e, struct np_desc *d, unsigned bits) {
     if (!np_get_sc(&e->thread_on)) {
         return 0;
@@ -216,16 +223,10 @@ int np_submit(struct np_engine *e, struct np_desc *d, unsigned bits) {
         e->batched++;
         if (np_get(&e->offload) == NP_BY_NETPOLLER ||
             np_get_sc(&e->token) == NP_NETPOLLER) { /* the latter in a stall: see take_over */
-            np_make_due(e);
+            make_due(e);
         }
     }
     return np_get_sc(&e->thread_on) != 0; /* see stop_serving */
-}
-
-void np_make_due(struct np_engine *e) {
-    e->given = 1;
-    np_set_sc(&e->due, 1u);
-    np_kick_netpoller(e);
 }
 
 /* See np_engine.passes. */
