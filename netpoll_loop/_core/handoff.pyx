@@ -108,7 +108,6 @@ cdef enum BodyState:
     VOID
     CLOSED
 
-cdef object swap_current_task = getattr(_tasks, "_swap_current_task", None)
 cdef object current_task = _tasks.current_task
 cdef object enter_task = _tasks._enter_task
 cdef object leave_task = _tasks._leave_task
@@ -540,12 +539,9 @@ cdef class HandoffLoop(SockLoop):
             return 0
         if self.inside >= LONG_BODIES or self.left() <= 1:
             self.admission.note()
-        if swap_current_task is not None:
-            body.task = swap_current_task(self, None)
-        else:
-            body.task = current_task(self)
-            if body.task is not None:
-                leave_task(self, body.task)
+        body.task = current_task(self)
+        if body.task is not None:
+            leave_task(self, body.task)
         _events._set_running_loop(None)
         self.thread_id = -1
         body.current_handle = self._current_handle
