@@ -134,7 +134,7 @@ static void reset(struct np_desc *d) {
     d->in_chunks = 0;
     np_set(&d->in_bytes, (size_t)0);
     np_set(&d->in_end, 0);
-    d->in_stopped = d->in_unsure = d->ahead = 0;
+    d->in_stopped = d->in_unsure = d->in_large = d->ahead = 0;
     d->accept_err = 0;
     d->more = d->unsure = d->end_seen = 0;
     d->mine = NULL;

@@ -7,6 +7,10 @@
  * In NP_DEDICATED it goes on when there is room; what a stall has left is the
  * worker's.  The end (end of file, or the error) stands behind the last byte.
  *
+ * In NP_AUTO it also looks for a busy worker (NP_LOOKING), for small pieces that
+ * come by TCP only: whatever needs a second receive to be sure, is large, or is
+ * the end, it leaves to the worker.
+ *
  * Order of bytes: whoever receives holds `reading`, and the worker receives by
  * itself only when nothing that the netpoller received is left.
  */
@@ -140,6 +144,9 @@ static ssize_t receive_ahead(struct np_engine *e, struct np_desc *d, void *buf, 
     ssize_t got = receive_here(e, d, buf, size);
     np_lock(e, d);
     d->reading = 0;
+    if (got < (ssize_t)NP_LOOK) {
+        d->in_large = 0;
+    }
     np_unlock(e, d);
     if (np_offloads(e)) { /* started meanwhile, and may have found us reading */
         (void)np_submit(e, d, NP_R);
@@ -205,11 +212,14 @@ void np_drop_inbound(struct np_engine *e, struct np_desc *d) {
 /* ---- Netpoller ------------------------------------------------------------------- */
 
 /* How much it may receive now; 0: stop.  Under lock. */
-static size_t room(struct np_engine *e, struct np_desc *d) {
+static size_t room(struct np_engine *e, struct np_desc *d, int looking) {
     size_t have = np_get(&d->in_bytes);
     if (e->mode == NP_AUTO) { /* the worker is told, and goes on by itself */
         int full = have >= NP_INBOUND || d->in_chunks >= NP_INBOUND_CHUNKS || np_get_sc(&e->in_total) >= NP_INBOUND_ALL;
-        return d->ahead && e->scratch && !full ? NP_INBOUND - have : 0;
+        if (full || !d->ahead || !e->scratch || (looking && (d->in_unsure || d->in_large))) {
+            return 0;
+        }
+        return looking && NP_LOOK < NP_INBOUND - have ? NP_LOOK : NP_INBOUND - have;
     }
     if (have >= NP_INBOUND || d->in_chunks >= NP_INBOUND_CHUNKS) {
         d->in_stopped = 1;
@@ -227,6 +237,7 @@ int np_net_receive(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigne
     unsigned flags = (bits & NP_UNSURE) | (bits & NP_ERR ? NP_W : 0);
     size_t want = 0;
     int wake = 0, go_on = 0;
+    int looking = np_get(&e->token) == NP_LOOKING;
 
     np_lock(e, d);
     if (d->tag != tag || d->kind != NP_STREAM) {
@@ -238,12 +249,12 @@ int np_net_receive(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigne
     }
     /* If the worker is reading, it submits the descriptor when it is done (NP_DEDICATED: only
      * while the thread starts), or is told (NP_AUTO). */
-    if (!np_get(&d->in_end) && !d->reading && !d->halt && (want = room(e, d)) > 0) {
+    if (!np_get(&d->in_end) && !d->reading && !d->halt && (want = room(e, d, looking)) > 0) {
         d->reading = 1;
     } else {
         want = 0;
         if (flags || e->mode == NP_AUTO) {
-            wake = np_ready(e, d, NP_R | flags);
+            wake = np_ready(e, d, NP_R | NP_LEFT | flags);
         }
     }
     np_unlock(e, d);
@@ -278,6 +289,11 @@ int np_net_receive(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigne
             atomic_fetch_add(&e->in_total, (size_t)n);
             report |= NP_R;
             go_on = (size_t)n == want || d->in_unsure;
+            if (looking && go_on) {
+                d->in_large = 1;
+                report |= NP_LEFT;
+                go_on = 0;
+            }
         } else if (n == 0) {
             np_set(&d->in_end, NP_END_OF_FILE);
             report |= NP_R;

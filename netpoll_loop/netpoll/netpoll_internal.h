@@ -37,6 +37,7 @@ enum {
     NP_STACK = 256 * 1024,   /* of the netpoller thread */
     NP_SCRATCH = 256 * 1024, /* one receive of the netpoller, and its turn for one descriptor */
 };
+#define NP_LOOK ((size_t)16 * 1024)               /* bytes of one receive beside the worker: more is its own to receive */
 #define NP_SEND_CALL ((size_t)512 * 1024)          /* bytes in one sendmsg */
 #define NP_SEND_TURN ((size_t)1024 * 1024)         /* the netpoller's turn for one descriptor */
 #define NP_SEND_WORKER ((size_t)4 * 1024 * 1024)   /* the worker's, in one np_queue or np_flush */
@@ -71,6 +72,7 @@ enum {
 #define NP_QUIET (1000 * 1000LL)     /* ns of one wait that ends it, or without a write: the netpoller must be woken */
 #define NP_NAP (30 * 1000LL)         /* ns between two looks of the netpoller at what the worker has written */
 #define NP_NAP_LONG (60 * 1000LL)    /* ... unless the turns are small */
+#define NP_OWN_LOOK (1000 * 1000LL)   /* ns until np_poll looks by itself again, while the netpoller does */
 #define NP_LOOK_BACK (20 * 1000000LL) /* ns of waiting after which the worker looks for what it has sent */
 
 /* When the worker looks for calls of other threads before it sleeps (park.c); measured, see docs/performance.md. */
@@ -105,8 +107,10 @@ enum { NP_IDLE, NP_RUNNING, NP_PREPARED, NP_IN_EPOLL, NP_ON_FUTEX, NP_NOTIFIED }
  * dispatch.  Never held across Python.
  *
  *   FREE       -> WORKER      worker, in np_poll and np_park
+ *              -> LOOKING     netpoller, while it sends for the worker (NP_AUTO)
  *              -> NETPOLLER   netpoller: a stall (NP_AUTO), or its start (NP_DEDICATED)
  *   WORKER     -> FREE        worker, before it returns
+ *   LOOKING    -> FREE        netpoller, soon: np_poll goes on without it, np_park waits on the futex
  *   NETPOLLER  -> WANTED      worker that is back from its stall; it then kicks
  *              -> FREE        netpoller, when its thread stops
  *   WANTED     -> FREE        netpoller, which then wakes a worker on the futex
@@ -114,7 +118,7 @@ enum { NP_IDLE, NP_RUNNING, NP_PREPARED, NP_IN_EPOLL, NP_ON_FUTEX, NP_NOTIFIED }
  * That the wish to have it back is a value of the same word is why no wish can
  * outlive the holding that it was meant for.
  */
-enum { NP_FREE, NP_WORKER, NP_NETPOLLER, NP_WANTED };
+enum { NP_FREE, NP_WORKER, NP_LOOKING, NP_NETPOLLER, NP_WANTED };
 
 /* What the netpoller thread does between takeovers: np_engine.tick, its futex
  * word.
@@ -133,6 +137,9 @@ enum { NP_AWAKE, NP_ASLEEP_IN_OS, NP_ASLEEP_ON_TICK };
 
 /* Events after which a short read does not mean that the socket is empty. */
 #define NP_UNSURE (NP_HUP | NP_ERR | NP_PRI)
+
+/* A bit of np_ready only: the netpoller has not emptied the socket, and does not go on; the worker has to. */
+#define NP_LEFT 256u
 
 /* A descriptor is closed (kind 0) or open (kind = np_kind).
  *
@@ -234,8 +241,9 @@ struct np_desc {
     struct np_write *out_head, *out_tail;
 
     /* The read side where the netpoller receives ahead: in NP_DEDICATED, and in
-     * a stall of NP_AUTO.  Under lock. */
+     * NP_AUTO in a stall, and while it sends for the worker.  Under lock. */
     uint8_t ahead;      /* NP_AUTO: it may: np_read_ahead */
+    uint8_t in_large;   /* NP_AUTO: comes in large pieces, which the worker receives without a copy */
     struct np_read *in_head, *in_tail; /* netpoller appends, worker takes the whole list */
     atomic_size_t in_bytes; /* received by the netpoller, not yet given to the caller: in_head's and mine's.
                                Atomic: np_more reads it without the lock. */
@@ -335,6 +343,11 @@ struct np_engine {
     _Alignas(64) atomic_uint_fast64_t turns; /* worker writes, the tick reads; relaxed: a sample */
     unsigned home;              /* worker only: RUNNING or IDLE, what a park returns to */
     atomic_uint offload;        /* np_sender: np_offload.  Worker writes; others read (relaxed) */
+    /* NP_AUTO: how often the netpoller has looked for what to receive.  It writes; the worker reads (relaxed: it polls
+     * once more). */
+    atomic_uint looks;
+    unsigned looks_seen; /* worker only */
+    int64_t polled;      /* worker only: ns, when np_poll last looked by itself although the netpoller had */
     unsigned batched;           /* worker only: submitted in this turn */
     int given;                  /* worker only: make_due since the last look at what came of it: np_park */
     unsigned turn_writes;       /* worker only: np_hand_over in this turn */
@@ -366,7 +379,7 @@ struct np_engine {
 
     _Alignas(64) struct np_counters by_netpoller;
     struct np_desc *hot_head, *hot_tail; /* netpoller thread only */
-    char *scratch;                       /* netpoller thread only; NP_AUTO: in a stall */
+    char *scratch;                       /* netpoller thread only; NULL: it doesn't receive */
 
     /* Token holder only (handed over by the token's release and acquire). */
     unsigned stale_waits;             /* in a row with stale_data */

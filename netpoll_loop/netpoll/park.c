@@ -171,7 +171,7 @@ static int take_ready(struct np_engine *e, np_event *out, int max) {
             d->unsure = 1;
         }
         if (d->kind == NP_STREAM) {
-            if (bits & NP_R) {
+            if (bits & NP_LEFT) {
                 d->more = 1;
             }
         } else if (d->kind != NP_WAIT && !(bits & d->interest)) {
@@ -181,7 +181,7 @@ static int take_ready(struct np_engine *e, np_event *out, int max) {
         out[n].user = d->user;
         out[n].tag = d->tag;
         out[n].desc = d;
-        out[n].bits = bits;
+        out[n].bits = bits & ~NP_LEFT;
         n++;
     }
     return n;
@@ -216,6 +216,21 @@ static int wait_here(struct np_engine *e, np_event *out, int max, int64_t timeou
     return n > 0 ? n : got > 0 || kicked ? NOTHING_FOR_US : OVER;
 }
 
+/* The netpoller has looked for us since our last turn.  Not for ever: it doesn't look for what is level-triggered. */
+static int looked_for_us(struct np_engine *e) {
+    unsigned looks = np_get(&e->looks);
+    if (looks == e->looks_seen) {
+        return 0;
+    }
+    e->looks_seen = looks;
+    int64_t now = np_now();
+    if (now - e->polled < NP_OWN_LOOK) {
+        return 1;
+    }
+    e->polled = now;
+    return 0;
+}
+
 int np_poll(np_engine *e, np_event *out, int max) {
     if (!e || e->dead || !out || max <= 0) {
         return 0;
@@ -226,7 +241,7 @@ int np_poll(np_engine *e, np_event *out, int max) {
     }
     np_end_batch(e);
     int n = take_ready(e, out, max);
-    if (n == max || np_offloads(e) || !take_token(e)) {
+    if (n == max || np_offloads(e) || (n > 0 && looked_for_us(e)) || !take_token(e)) {
         return n;
     }
     int got = wait_here(e, out + n, max - n, 0);

@@ -426,7 +426,7 @@ np_sender np_offload(np_engine *e, np_sender by) {
     if (!np_get_sc(&e->thread_on)) {
         by = NP_AT_ONCE;
     }
-    np_set(&e->offload, (unsigned)by);
+    np_set_sc(&e->offload, (unsigned)by); /* np_settle: then looks at passes; look: a pass has begun, then looks at it */
     return by;
 }
 

@@ -1,7 +1,7 @@
 /* thread.c: the netpoller thread.
  *
- * NP_AUTO: it sends what the worker hands over (np_offload).  It ticks while the
- * worker is active, and takes the poll token when the worker has been inside
+ * NP_AUTO: it sends what the worker hands over (np_offload), and while it does, it
+ * looks for what has come, and receives it ahead.  It ticks while the worker is active, and takes the poll token when the worker has been inside
  * one callback for a tick.  It then drains write queues, receives ahead, up to
  * a bound, and collects what else happens for the worker; it does not accept,
  * since a sibling process that shares the listener may have the time.
@@ -78,7 +78,7 @@ static void hand_back_hot(struct np_engine *e) {
         np_lock(e, d);
         if (d->tag == d->hot_tag && d->kind == NP_STREAM) {
             d->hot_w = 0;
-            wake = np_ready(e, d, bits & (NP_R | NP_W));
+            wake = np_ready(e, d, bits & NP_R ? bits | NP_LEFT : bits);
         }
         np_unlock(e, d);
         if (wake) {
@@ -147,6 +147,11 @@ static void dispatch(struct np_engine *e, const struct np_os_event *ev) {
     case NP_LISTEN:
         if (e->mode == NP_DEDICATED) {
             np_net_accept(e, d, tag);
+            break;
+        }
+        /* fall through */
+    case NP_LEVEL:
+        if (np_get(&e->token) == NP_LOOKING) { /* it will be reported to the worker, too */
             break;
         }
         /* fall through */
@@ -274,7 +279,6 @@ static void take_over(struct np_engine *e) {
         return; /* the worker polls: no stall any more */
     }
     np_count(&e->by_netpoller.stalls, 1);
-    e->scratch = malloc(NP_SCRATCH); /* NULL: the worker receives all of it */
     while (np_get_sc(&e->token) == NP_NETPOLLER && !stopped(e)) {
         begin_pass(e);
         serve_submitted(e);
@@ -290,9 +294,19 @@ static void take_over(struct np_engine *e) {
         np_set_sc(&e->asleep, NP_AWAKE);
     }
     hand_back_hot(e);
-    free(e->scratch);
-    e->scratch = NULL;
     give_token(e);
+}
+
+/* The worker has something to do: receives for it what has come meanwhile.  In a pass, so that nothing is received any
+ * more when np_settle is back. */
+static void look(struct np_engine *e) {
+    if (np_get_sc(&e->offload) != NP_BY_NETPOLLER || np_get_sc(&e->wstate) != NP_RUNNING ||
+        !np_cas_sc(&e->token, NP_FREE, NP_LOOKING)) {
+        return;
+    }
+    poll_once(e, 0);
+    give_token(e);
+    np_set(&e->looks, np_get(&e->looks) + 1);
 }
 
 /* Sends what the worker has handed over, and what it hands over until the deadline, the next tick.  While it does, we nap
@@ -305,6 +319,7 @@ static void serve_worker(struct np_engine *e, int64_t deadline_ns) {
             begin_pass(e);
             serve_submitted(e);
             serve_hot(e);
+            look(e);
             end_pass(e);
             naps_until = now + NP_QUIET;
         } else if (now < naps_until && np_get(&e->offload) == NP_BY_NETPOLLER) {
@@ -334,6 +349,7 @@ static void run_ticks(struct np_engine *e) {
     uint64_t last = np_get(&e->turns);
     int64_t tick = NP_TICK, next = np_now() + tick;
     int calm = 0;
+    e->scratch = malloc(NP_SCRATCH);
     while (!stopped(e)) {
         serve_worker(e, next);
         sleep_on_tick(e, NP_TICKING, next);
@@ -371,6 +387,8 @@ static void run_ticks(struct np_engine *e) {
     serve_hot(e); /* what np_settle would do, if the loop left now */
     end_pass(e);
     hand_back_hot(e);
+    free(e->scratch);
+    e->scratch = NULL;
 }
 
 /* ---- NP_DEDICATED: serving ----------------------------------------------------------------------- */

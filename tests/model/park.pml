@@ -25,7 +25,7 @@
 #endif
 
 mtype = { IDLE, RUNNING, PREPARED, IN_EPOLL, ON_FUTEX, NOTIFIED };
-mtype = { FREE, WORKER, NETPOLLER, WANTED };
+mtype = { FREE, WORKER, LOOKING, NETPOLLER, WANTED };
 mtype = { TICKING, ASLEEP, CALLED, STOP };
 mtype = { AWAKE, IN_OS, ON_TICK };
 
@@ -211,7 +211,8 @@ inline poll_here() { /* np_poll */
     take_ready();
     if
     :: OFFLOADS
-    :: else -> take_token();
+    :: !OFFLOADS && got > 0 /* looked_for_us, perhaps */
+    :: !OFFLOADS -> take_token();
         if
         :: mine -> os_wait(false, false); dispatch_here(); atomic { token = FREE; mine = false }
         :: else
@@ -538,12 +539,28 @@ inline take_over() {
     fi
 }
 
+inline look() {
+    if
+    :: true /* not offloading any more, or the worker isn't RUNNING */
+    :: true ->
+        if
+        :: atomic { token == FREE -> token = LOOKING }; os_wait(false, false); collect();
+#ifdef BUG_LOOK_ENDS_SILENTLY
+            token = FREE
+#else
+            give_token()
+#endif
+        :: else
+        fi
+    fi
+}
+
 inline run_ticks() {
     do
     :: tick == STOP -> break
     :: else ->
         do /* serve_worker */
-        :: due || hot -> due = false; serve_submitted(); serve_hot();
+        :: due || hot -> due = false; serve_submitted(); serve_hot(); look();
             if
             :: hot -> over = true; break /* the tick is over */
             :: true

@@ -7,9 +7,9 @@
  * step is what happens under np_desc.lock, or one system call. Sleeping is
  * park.pml's matter: here everybody sees at once what he waits for.
  *
- * -DAUTO: the netpoller receives ahead in stalls, which begin and end at any
- * moment (`thread_on`: it has the token), and the worker, which isn't stalled
- * for ever, receives at any moment.
+ * -DAUTO: the netpoller receives ahead in stalls, and when it looks for a busy
+ * worker. Both begin and end at any moment (`thread_on`: it has the token), and the
+ * worker, which isn't stalled for ever, receives at any moment.
  *
  * Shown: one thread at a time is in recv(2); the worker gets each byte once, in
  * order, and then the end of file (else it waits for ever: an invalid end
@@ -28,7 +28,7 @@ bool reading, halt, open, in_end, in_stopped, in_hup, more;
 byte tag, taken, received;
 
 /* struct np_engine */
-bool ready, ready_hup, submitted, thread_on, hot; /* ready_hup: NP_HUP among the bits */
+bool ready, ready_hup, ready_left, submitted, thread_on, hot; /* ready_hup, ready_left: NP_HUP, NP_LEFT among the bits */
 byte hot_tag;
 
 /* The kernel and the peer, for the present life. */
@@ -136,7 +136,7 @@ inline close_fd() { /* np_close, then close(2) */
 #else
     halt = false;
 #endif
-    atomic { ready = false; ready_hup = false };
+    atomic { ready = false; ready_hup = false; ready_left = false };
     submitted = false;
     fd_open = false;
     life++
@@ -157,7 +157,11 @@ active proctype worker() {
 #endif
         :: !ended && life == 1 && taken > 0 -> break /* closed in the middle */
         :: !ended && (more || taken < received || in_end) -> np_recv()
-        :: atomic { ready -> assert(!ready_hup || shut); ready = false; ready_hup = false; more = true }
+        :: atomic { ready -> assert(!ready_hup || shut); ready = false; ready_hup = false; /* take_ready */
+#ifndef BUG_LEFT_UNSEEN
+                more = more || ready_left;
+#endif
+                ready_left = false }
         :: atomic { edge && !thread_on -> edge = false; more = edge_life == tag } /* np_poll */
         od;
         close_fd()
@@ -186,7 +190,7 @@ inline receive(its_tag) { /* np_net_receive; `hup`: of the event */
 #ifdef BUG_FULL_UNREPORTED
             :: its_life = 0
 #else
-            :: ready = true; its_life = 0 /* at any moment: the engine is full, or it may not read ahead */
+            :: ready = true; ready_left = true; its_life = 0 /* at any moment: the engine is full, it may not read ahead */
 #endif
 #else
             :: received - taken >= BOUND -> in_stopped = true
@@ -194,7 +198,7 @@ inline receive(its_tag) { /* np_net_receive; `hup`: of the event */
             :: received - taken < BOUND -> want = BOUND - (received - taken); reading = true
             fi
 #if defined(AUTO) && !defined(BUG_READING_UNREPORTED)
-        :: CURRENT && reading -> ready = true
+        :: CURRENT && reading -> ready = true; ready_left = true
 #endif
         :: else
         fi;
@@ -220,6 +224,9 @@ inline receive(its_tag) { /* np_net_receive; `hup`: of the event */
             :: n == want -> hot = true; hot_tag = its_tag
 #else
             :: n == want || (in_hup && n > 0) -> hot = true; hot_tag = its_tag
+#endif
+#ifdef AUTO
+            :: n == want && open -> ready_left = true /* when it looks */
 #endif
             :: else
             fi;
@@ -258,7 +265,7 @@ active proctype netpoller() {
         fi;
         atomic { /* hand_back_hot */
             if
-            :: hot && tag == hot_tag -> ready = true
+            :: hot && tag == hot_tag -> ready = true; ready_left = true
             :: else
             fi;
             hot = false

@@ -69,6 +69,7 @@ bug() {
 
 park() {
     calls="-DCALLS=1 -DEVENTS=1" writes="-DCALLS=0 -DEVENTS=0 -DWRITES=2" restarts="-DCALLS=0 -DEVENTS=1 -DRESTARTS"
+    looks="-DCALLS=0 -DEVENTS=1 -DWRITES=1"
     # shellcheck disable=SC2086
     {
         clean park safety -DCALLS=2 -DEVENTS=0
@@ -77,6 +78,7 @@ park() {
             clean park liveness $calls $mode
             clean park liveness $writes $mode
         done
+        clean park liveness $looks
         clean park safety $writes -DRESTARTS
         clean park safety $writes -DRESTARTS -DDEDICATED
         clean park liveness $restarts
@@ -93,6 +95,7 @@ park() {
         bug TICK_SLEEPS_ON park $calls
         bug TICK_NO_RECHECK park $calls
         bug TICK_FORGETS_HOT park $writes
+        bug LOOK_ENDS_SILENTLY park $looks
         bug NETPOLLER_NO_RECHECK park $writes -DDEDICATED
         bug BATCH_FORGOTTEN park $writes
         bug STOP_LEAVES_SUBMITTED park $writes -DRESTARTS -DDEDICATED
@@ -126,6 +129,7 @@ reads() {
     bug RECEIVES_BESIDE reads -DAUTO
     bug READING_UNREPORTED reads -DAUTO -DENDLESS
     bug FULL_UNREPORTED reads -DAUTO -DENDLESS
+    bug LEFT_UNSEEN reads -DAUTO -DENDLESS
     bug CLOSE_DOES_NOT_WAIT reads -DAUTO
     bug START_UNNOTICED reads
     bug STAYS_STOPPED reads
