@@ -10,8 +10,8 @@
  *              Python callbacks.  Every function below is for the worker
  *              unless it says "any thread".
  *   netpoller  the engine's own thread: always polling in NP_DEDICATED,
- *              taking over from a stalled worker in NP_AUTO, absent in
- *              NP_INLINE.
+ *              helping a busy worker and taking over from a stalled one in
+ *              NP_AUTO, absent in NP_INLINE.
  *
  * Two rights, kept apart:
  *   the poll token         one per engine; its holder may wait in the OS
@@ -175,12 +175,12 @@ void np_close(np_engine *e, np_desc *d);
 /* ---- Streams (worker) ---------------------------------------------------- */
 
 /* Receives into buf.  First what the netpoller has received: in NP_DEDICATED it
- * does all of it, in NP_AUTO what it has found while the worker was stalled;
+ * does all of it, in NP_AUTO what it has found while the worker was stalled or busy;
  * otherwise it calls recv(2).  > 0 bytes, 0 end of file, -EAGAIN, or -errno. */
 ssize_t np_recv(np_engine *e, np_desc *d, void *buf, size_t size);
 
-/* NP_AUTO: whether the netpoller may receive from d while the worker is stalled;
- * at first it may not.  After (.., 0) returns it receives no more. */
+/* NP_AUTO: whether the netpoller may receive from d while the worker is stalled
+ * or busy; at first it may not.  After (.., 0) returns it receives no more. */
 void np_read_ahead(np_engine *e, np_desc *d, int may);
 
 /* Whether another np_recv may find something without a new event. */
