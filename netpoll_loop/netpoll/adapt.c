@@ -74,6 +74,7 @@ static void decide(struct np_engine *e) {
     int64_t each = (busy - (int64_t)e->window.bytes / NP_COPIES) / e->window.messages; /* apart from the sending */
     int64_t turn = busy / e->window.writes * np_get(&e->usual_turn);
     np_sender now_by = e->window.begun;
+    np_set(&e->work, each);
     np_look_for_crowd(e, now);
     np_sender with_work = NP_BY_WORKER, with_little = NP_BY_WORKER;
     if (np_get(&e->contended)) {

@@ -72,6 +72,7 @@ enum {
 #define NP_QUIET (1000 * 1000LL)     /* ns of one wait that ends it, or without a write: the netpoller must be woken */
 #define NP_NAP (30 * 1000LL)         /* ns between two looks of the netpoller at what the worker has written */
 #define NP_NAP_LONG (60 * 1000LL)    /* ... unless the turns are small */
+#define NP_NAP_LONGEST (120 * 1000LL) /* ... at most, with much work for each message */
 #define NP_OWN_LOOK (1000 * 1000LL)   /* ns until np_poll looks by itself again, while the netpoller does */
 #define NP_LOOK_BACK (20 * 1000000LL) /* ns of waiting after which the worker looks for what it has sent */
 
@@ -353,6 +354,7 @@ struct np_engine {
     unsigned turn_writes;       /* worker only: np_hand_over in this turn */
     atomic_uint usual_turn;     /* ... in the larger ones of late: between them come small ones, of what could be
                                    answered before the batch was sent.  Worker writes; the tick reads (relaxed) */
+    atomic_int_fast64_t work; /* ns for each message in the last window.  Worker writes; netpoller reads (relaxed) */
     unsigned calls; /* worker only: waits in a row that np_wake has ended soon */
     const struct np_desc *last_written; /* worker only: in this turn; only compared */
     struct {

@@ -309,6 +309,12 @@ static void look(struct np_engine *e) {
     np_set(&e->looks, np_get(&e->looks) + 1);
 }
 
+/* ns: so that two naps find the next message, where there is much work for each. */
+static int64_t nap_length(struct np_engine *e) {
+    int64_t least = np_small_turns(e) ? NP_NAP : NP_NAP_LONG, half = np_get(&e->work) / 2;
+    return half < least ? least : half < NP_NAP_LONGEST ? half : NP_NAP_LONGEST;
+}
+
 /* Sends what the worker has handed over, and what it hands over until the deadline, the next tick.  While it does, we nap
  * and look again: to wake us would cost the worker an interrupt each time. */
 static void serve_worker(struct np_engine *e, int64_t deadline_ns) {
@@ -323,7 +329,7 @@ static void serve_worker(struct np_engine *e, int64_t deadline_ns) {
             end_pass(e);
             naps_until = now + NP_QUIET;
         } else if (now < naps_until && np_get(&e->offload) == NP_BY_NETPOLLER) {
-            np_nap(np_small_turns(e) ? NP_NAP : NP_NAP_LONG);
+            np_nap(nap_length(e));
         } else {
             return;
         }
