@@ -8,8 +8,8 @@
  * worker's.  The end (end of file, or the error) stands behind the last byte.
  *
  * In NP_AUTO it also looks for a busy worker (NP_LOOKING), for small pieces that
- * come by TCP only: whatever needs a second receive to be sure, is large, or is
- * the end, it leaves to the worker.
+ * come by TCP only: whatever needs a second receive to be sure, is large, or was
+ * reported with a hang-up or an error, it leaves to the worker.
  *
  * Order of bytes: whoever receives holds `reading`, and the worker receives by
  * itself only when nothing that the netpoller received is left.
@@ -144,7 +144,7 @@ static ssize_t receive_ahead(struct np_engine *e, struct np_desc *d, void *buf, 
     ssize_t got = receive_here(e, d, buf, size);
     np_lock(e, d);
     d->reading = 0;
-    if (got < (ssize_t)NP_LOOK) {
+    if (got < (ssize_t)NP_LOOK && got != (ssize_t)size) {
         d->in_large = 0;
     }
     np_unlock(e, d);

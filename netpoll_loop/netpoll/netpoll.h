@@ -119,8 +119,10 @@ int np_backend_fd(const np_engine *e);
 
 /* ---- Waiting (worker) ---------------------------------------------------- */
 
-/* Reports at most max events without blocking, 0 if there are none; -errno if
- * the OS facility fails (closed behind our back).  Counts as one turn of the worker (the tick looks at it). */
+/* Reports at most max events without blocking, 0 if there are none, or while the
+ * netpoller looks for them; -errno if the OS facility fails (closed behind our
+ * back).  With what the netpoller has found it may leave out its own poll for
+ * some turns.  Counts as one turn of the worker (the tick looks at it). */
 int np_poll(np_engine *e, np_event *out, int max);
 
 /* Whether the descriptor of an event is still the one that it was reported
@@ -158,7 +160,7 @@ np_desc *np_open(np_engine *e, int fd, np_kind kind, void *user, int *err);
 int np_short_is_all(const np_desc *d);
 
 /* NP_LISTEN, NP_LEVEL: report these directions (0: none).  While the
- * netpoller polls, a reported event disarms the descriptor; np_rearm after the
+ * netpoller polls for the worker, a reported event disarms the descriptor; np_rearm after the
  * callback has run arms it again (and does nothing while the worker polls).
  * After np_arm(.., 0) returns, the netpoller accepts no more. */
 int np_arm(np_engine *e, np_desc *d, unsigned interest);
@@ -237,8 +239,8 @@ void np_switch_always(np_engine *e);
  * another without the thread. */
 np_sender np_offload(np_engine *e, np_sender by);
 
-/* Ends it, and sends what the netpoller has not begun; what it has begun is
- * tried before this returns.  After it the sockets have got what np_queue's
+/* Ends it, with the receiving ahead that goes with it, and sends what the
+ * netpoller has not begun; what it has begun is tried before this returns.  After it the sockets have got what np_queue's
  * own try would have given them. */
 void np_settle(np_engine *e);
 

@@ -73,7 +73,7 @@ enum {
 #define NP_NAP (30 * 1000LL)         /* ns between two looks of the netpoller at what the worker has written */
 #define NP_NAP_LONG (60 * 1000LL)    /* ... unless the turns are small */
 #define NP_NAP_LONGEST (120 * 1000LL) /* ... at most, with much work for each message */
-#define NP_OWN_LOOK (1000 * 1000LL)   /* ns until np_poll looks by itself again, while the netpoller does */
+#define NP_OWN_LOOK (1000 * 1000LL)   /* ns after which np_poll polls although the netpoller looks */
 #define NP_LOOK_BACK (20 * 1000000LL) /* ns of waiting after which the worker looks for what it has sent */
 
 /* When the worker looks for calls of other threads before it sleeps (park.c); measured, see docs/performance.md. */
@@ -316,7 +316,7 @@ struct np_engine {
      * looks at asleep.  Who swaps it to AWAKE makes the one system call that wakes. */
     atomic_uint asleep;
     /* Odd while the netpoller (NP_AUTO) may have something in hand that was
-     * submitted.  It adds 1, then takes; np_settle finds the mailbox empty, then
+     * submitted, or looks.  It adds 1, then takes; np_settle finds the mailbox empty, then
      * looks: what it did not find there was taken in a pass that it waits for. */
     atomic_uint passes;
     /* NP_AUTO: what was submitted is to be sent now: worker: due = 1, then looks
@@ -343,12 +343,12 @@ struct np_engine {
 
     _Alignas(64) atomic_uint_fast64_t turns; /* worker writes, the tick reads; relaxed: a sample */
     unsigned home;              /* worker only: RUNNING or IDLE, what a park returns to */
-    atomic_uint offload;        /* np_sender: np_offload.  Worker writes; others read (relaxed) */
+    atomic_uint offload;        /* np_sender: np_offload.  Worker writes; others read (relaxed, but in look) */
     /* NP_AUTO: how often the netpoller has looked for what to receive.  It writes; the worker reads (relaxed: it polls
      * once more). */
     atomic_uint looks;
     unsigned looks_seen; /* worker only */
-    int64_t polled;      /* worker only: ns, when np_poll last looked by itself although the netpoller had */
+    int64_t polled;      /* worker only: ns, when np_poll last polled although the netpoller had looked */
     unsigned batched;           /* worker only: submitted in this turn */
     int given;                  /* worker only: make_due since the last look at what came of it: np_park */
     unsigned turn_writes;       /* worker only: np_hand_over in this turn */

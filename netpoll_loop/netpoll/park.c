@@ -216,21 +216,9 @@ static int wait_here(struct np_engine *e, np_event *out, int max, int64_t timeou
     return n > 0 ? n : got > 0 || kicked ? NOTHING_FOR_US : OVER;
 }
 
-/* The netpoller has looked for us since our last turn.  Not for ever: it doesn't look for what is level-triggered. */
-static int looked_for_us(struct np_engine *e) {
-    unsigned looks = np_get(&e->looks);
-    if (looks == e->looks_seen) {
-        return 0;
-    }
-    e->looks_seen = looks;
-    int64_t now = np_now();
-    if (now - e->polled < NP_OWN_LOOK) {
-        return 1;
-    }
-    e->polled = now;
-    return 0;
-}
-
+/* A turn in which the netpoller has looked for us needs no poll of our own, if there is something to do.  But it doesn't look
+ * for what is level-triggered: for that we poll all the same after a while, and leave room for it, since what it makes ready
+ * may be more than a turn takes for as long as the load lasts. */
 int np_poll(np_engine *e, np_event *out, int max) {
     if (!e || e->dead || !out || max <= 0) {
         return 0;
@@ -240,9 +228,17 @@ int np_poll(np_engine *e, np_event *out, int max) {
         (void)np_offload(e, (np_get(&e->offload) + 1) % 3);
     }
     np_end_batch(e);
-    int n = take_ready(e, out, max);
-    if (n == max || np_offloads(e) || (n > 0 && looked_for_us(e)) || !take_token(e)) {
+    unsigned looks = np_get(&e->looks);
+    int looked = looks != e->looks_seen;
+    int64_t now = looked ? np_now() : 0;
+    int due = looked && now - e->polled >= NP_OWN_LOOK;
+    int n = take_ready(e, out, due ? (max + 1) / 2 : max);
+    e->looks_seen = looks;
+    if (n == max || np_offloads(e) || (n > 0 && looked && !due) || !take_token(e)) {
         return n;
+    }
+    if (due) {
+        e->polled = now;
     }
     int got = wait_here(e, out + n, max - n, 0);
     release_token(e);

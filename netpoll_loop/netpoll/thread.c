@@ -1,9 +1,10 @@
 /* thread.c: the netpoller thread.
  *
- * NP_AUTO: it sends what the worker hands over (np_offload), and while it does, it
- * looks for what has come, and receives it ahead.  It ticks while the worker is active, and takes the poll token when the worker has been inside
- * one callback for a tick.  It then drains write queues, receives ahead, up to
- * a bound, and collects what else happens for the worker; it does not accept,
+ * NP_AUTO: it sends what the worker hands over (np_offload), and while it does,
+ * it looks for what has come, and receives it ahead.  It ticks while the worker
+ * is active, and takes the poll token when the worker has been inside one
+ * callback for a tick.  It then drains write queues, receives ahead, up to a
+ * bound, and collects what else happens for the worker; it does not accept,
  * since a sibling process that shares the listener may have the time.
  *
  * NP_DEDICATED: it holds the token from its start to its stop, and does the
@@ -90,8 +91,10 @@ static void hand_back_hot(struct np_engine *e) {
 
 /* ---- Dispatch by the netpoller ------------------------------------------------------------ */
 
+static int is_looking(struct np_engine *e) { return np_get(&e->token) == NP_LOOKING; }
+
 static void dispatch_stream(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigned bits) {
-    int wake = 0;
+    int wake = 0, later = 0;
     np_lock(e, d);
     if (d->tag != tag) {
         np_unlock(e, d);
@@ -103,10 +106,17 @@ static void dispatch_stream(struct np_engine *e, struct np_desc *d, uint32_t tag
             d->asked_w = 0;
             wake = np_ready(e, d, NP_W);
         }
+        later = is_looking(e) && d->out_head; /* when the worker can have the token again */
     }
     np_unlock(e, d);
     if (wake) {
         np_notify_worker(e);
+    }
+    if (is_looking(e)) {
+        bits &= ~NP_W;
+    }
+    if (later) {
+        hot_add(e, d, tag, NP_W);
     }
     serve(e, d, tag, bits);
 }
@@ -151,7 +161,7 @@ static void dispatch(struct np_engine *e, const struct np_os_event *ev) {
         }
         /* fall through */
     case NP_LEVEL:
-        if (np_get(&e->token) == NP_LOOKING) { /* it will be reported to the worker, too */
+        if (is_looking(e)) { /* it will be reported to the worker, too */
             break;
         }
         /* fall through */
@@ -160,8 +170,8 @@ static void dispatch(struct np_engine *e, const struct np_os_event *ev) {
     }
 }
 
-/* One wait and what follows from it.  Holds the token. */
-static void poll_once(struct np_engine *e, int64_t timeout_ns) {
+/* One wait, and what it reports.  Holds the token.  0, or -errno: the facility fails. */
+static int poll_once(struct np_engine *e, int64_t timeout_ns) {
     struct np_os_event events[NP_OS_EVENTS];
     int kicked;
     int got = np_wait(e, &e->by_netpoller, timeout_ns, events, NP_OS_EVENTS, &kicked);
@@ -171,11 +181,15 @@ static void poll_once(struct np_engine *e, int64_t timeout_ns) {
         for (int i = 0; i < got; i++) {
             dispatch(e, &events[i]);
         }
-    } else if (got < 0 && got != -EINTR) { /* somebody closed all file descriptors of the process: don't spin */
-        struct timespec t = np_timespec(NP_TICK);
-        nanosleep(&t, NULL);
     }
     np_after_wait(e);
+    return got < 0 && got != -EINTR ? got : 0;
+}
+
+static void poll_and_serve(struct np_engine *e, int64_t timeout_ns) {
+    if (poll_once(e, timeout_ns) < 0) { /* somebody closed all file descriptors of the process: don't spin */
+        np_nap(NP_TICK);
+    }
     serve_hot(e);
 }
 
@@ -290,7 +304,7 @@ static void take_over(struct np_engine *e) {
                 timeout = -1;
             }
         }
-        poll_once(e, timeout);
+        poll_and_serve(e, timeout);
         np_set_sc(&e->asleep, NP_AWAKE);
     }
     hand_back_hot(e);
@@ -304,7 +318,7 @@ static void look(struct np_engine *e) {
         !np_cas_sc(&e->token, NP_FREE, NP_LOOKING)) {
         return;
     }
-    poll_once(e, 0);
+    (void)poll_once(e, 0);
     give_token(e);
     np_set(&e->looks, np_get(&e->looks) + 1);
 }
@@ -446,7 +460,7 @@ static void run_dedicated(struct np_engine *e) {
                 timeout = -1;
             }
         }
-        poll_once(e, timeout);
+        poll_and_serve(e, timeout);
         np_set(&e->asleep, NP_AWAKE);
     }
     stop_serving(e);

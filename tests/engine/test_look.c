@@ -206,6 +206,45 @@ TEST(a_look_leaves_what_is_level_triggered_and_the_worker_finds_it, 60) {
     end(&b);
 }
 
+/* More streams than the worker takes events in a turn, and each has something again before the next one. */
+TEST(what_is_level_triggered_is_found_beside_more_than_a_turn_can_take, 60) {
+    enum { STREAMS = 12, EVENTS = 4 };
+    struct busy b;
+    int pairs[STREAMS][2], pipe_fds[2];
+    np_desc *streams[STREAMS];
+    np_event ev[EVENTS];
+    begin(&b);
+    for (int i = 0; i < STREAMS; i++) {
+        tcp_pair(pairs[i]);
+        streams[i] = np_open(b.e, pairs[i][0], NP_STREAM, "stream", NULL);
+        np_read_ahead(b.e, streams[i], 1);
+    }
+    EQ(pipe(pipe_fds), 0);
+    np_desc *level = np_open(b.e, pipe_fds[0], NP_LEVEL, "level", NULL);
+    EQ(np_arm(b.e, level, NP_R), 0);
+    EQ(write(pipe_fds[1], "x", 1), 1);
+    int found = 0;
+    for (int64_t until = now_ns() + 5000 * MS; !found;) {
+        CHECK(now_ns() < until);
+        for (int i = 0; i < STREAMS; i++) EQ(send(pairs[i][1], "y", 1, 0), 1);
+        (void)looked(&b);
+        for (int i = 0, n = np_poll(b.e, ev, EVENTS); i < n; i++) {
+            char c[8];
+            found |= !strcmp(ev[i].user, "level");
+            if (!strcmp(ev[i].user, "stream")) (void)np_recv(b.e, ev[i].desc, c, sizeof c);
+        }
+    }
+    for (int i = 0; i < STREAMS; i++) {
+        np_close(b.e, streams[i]);
+        close(pairs[i][0]);
+        close(pairs[i][1]);
+    }
+    np_close(b.e, level);
+    close(pipe_fds[0]);
+    close(pipe_fds[1]);
+    end(&b);
+}
+
 TEST(after_settling_nothing_more_is_received, 60) {
     struct busy b;
     begin(&b);
