@@ -232,7 +232,7 @@ int np_poll(np_engine *e, np_event *out, int max) {
     int looked = looks != e->looks_seen;
     int64_t now = looked ? np_now() : 0;
     int due = looked && now - e->polled >= NP_OWN_LOOK;
-    int n = take_ready(e, out, due ? (max + 1) / 2 : max);
+    int n = take_ready(e, out, due ? max - (max + 7) / 8 : max);
     e->looks_seen = looks;
     if (n == max || np_offloads(e) || (n > 0 && looked && !due) || !take_token(e)) {
         return n;
