@@ -47,6 +47,7 @@ static void end(struct np_engine *e, int64_t now) {
 void np_look_for_crowd(struct np_engine *e, int64_t now) {
     if (np_get(&e->offload) != NP_BY_NETPOLLER) {
         e->crowd.at = 0;
+        e->crowd.agreed = 0;
         return;
     }
     int64_t ran, waited;
@@ -55,13 +56,15 @@ void np_look_for_crowd(struct np_engine *e, int64_t now) {
     }
     if (e->crowd.at) {
         int64_t has_waited = waited - e->crowd.waited;
-        if (has_waited > ran - e->crowd.ran && has_waited * 100 > (now - e->crowd.at) * NP_CROWD_WAITED) {
+        if (has_waited <= ran - e->crowd.ran || has_waited * 100 <= (now - e->crowd.at) * NP_CROWD_WAITED) {
+            e->crowd.agreed = 0;
+            e->crowd.for_ns = 0;
+        } else if (++e->crowd.agreed >= NP_CROWD_AGREE) {
+            e->crowd.agreed = 0;
             e->crowd.for_ns = e->crowd.for_ns == 0              ? NP_CROWD_FIRST
                               : e->crowd.for_ns < NP_CROWD_LAST ? 2 * e->crowd.for_ns
                                                                 : NP_CROWD_LAST;
             e->crowd.until = now + e->crowd.for_ns;
-        } else {
-            e->crowd.for_ns = 0;
         }
     }
     e->crowd.at = now;

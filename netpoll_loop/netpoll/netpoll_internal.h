@@ -61,6 +61,7 @@ enum {
 /* When the kernel keeps the netpoller waiting for a CPU. */
 enum {
     NP_CROWD_WAITED = 10, /* per cent of the time that it waited, and longer than it ran */
+    NP_CROWD_AGREE = 2,   /* looks in a row that must find that: once may be anything */
 };
 #define NP_CROWD_LOOK (50 * 1000000LL)    /* ns between two looks */
 #define NP_CROWD_FIRST (1000 * 1000000LL) /* ns without its help; twice as long each time that it is found again */
@@ -369,6 +370,7 @@ struct np_engine {
         int64_t at, ran, waited; /* np_os_run_delay of the netpoller, and when; at 0: it doesn't send */
         int64_t for_ns;          /* how long it was left alone last; 0: it had its CPU */
         int64_t until;           /* it is left alone */
+        int agreed;              /* looks in a row that found it waiting */
     } crowd;       /* worker only: adapt.c */
     atomic_int contended; /* np_contended.  Worker writes; the tick reads (relaxed) */
     int switching; /* worker only: np_switch_always */

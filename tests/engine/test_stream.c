@@ -1130,7 +1130,8 @@ TEST(a_netpoller_that_waits_for_a_cpu_is_not_asked_for_a_while, 60) {
     np_look_for_crowd(e, now);
     static const struct {
         int64_t ran, waited, for_s;
-    } looks[] = {{10, 60, 1}, {10, 60, 2}, {10, 60, 4}, {60, 50, 0}, {1, 5, 0}, {0, 100, 1}};
+    } looks[] = {{10, 60, 0}, {10, 60, 1}, {10, 60, 0}, {10, 60, 2}, {10, 60, 0}, {10, 60, 4}, /* two in a row */
+                 {60, 50, 0}, {0, 100, 0}, {1, 5, 0},   {0, 100, 0}, {0, 100, 1}};
     for (size_t i = 0; i < sizeof looks / sizeof *looks; i++) {
         np_look_for_crowd(e, now + NP_CROWD_LOOK - 1);
         EQ(e->crowd.at, now); /* too early */
