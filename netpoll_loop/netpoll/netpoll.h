@@ -160,8 +160,9 @@ np_desc *np_open(np_engine *e, int fd, np_kind kind, void *user, int *err);
 int np_short_is_all(const np_desc *d);
 
 /* NP_LISTEN, NP_LEVEL: report these directions (0: none).  While the
- * netpoller polls for the worker, a reported event disarms the descriptor; np_rearm after the
- * callback has run arms it again (and does nothing while the worker polls).
+ * netpoller polls for the worker, a reported event disarms the descriptor;
+ * np_rearm after the callback has run arms it again (and does nothing while the
+ * worker polls).
  * After np_arm(.., 0) returns, the netpoller accepts no more. */
 int np_arm(np_engine *e, np_desc *d, unsigned interest);
 int np_rearm(np_engine *e, np_desc *d);
@@ -177,8 +178,8 @@ void np_close(np_engine *e, np_desc *d);
 /* ---- Streams (worker) ---------------------------------------------------- */
 
 /* Receives into buf.  First what the netpoller has received: in NP_DEDICATED it
- * does all of it, in NP_AUTO what it has found while the worker was stalled or busy;
- * otherwise it calls recv(2).  > 0 bytes, 0 end of file, -EAGAIN, or -errno. */
+ * does all of it, in NP_AUTO what it has found while the worker was stalled or
+ * busy; otherwise it calls recv(2).  > 0 bytes, 0 end of file, -EAGAIN, or -errno. */
 ssize_t np_recv(np_engine *e, np_desc *d, void *buf, size_t size);
 
 /* NP_AUTO: whether the netpoller may receive from d while the worker is stalled
@@ -240,8 +241,8 @@ void np_switch_always(np_engine *e);
 np_sender np_offload(np_engine *e, np_sender by);
 
 /* Ends it, with the receiving ahead that goes with it, and sends what the
- * netpoller has not begun; what it has begun is tried before this returns.  After it the sockets have got what np_queue's
- * own try would have given them. */
+ * netpoller has not begun; what it has begun is tried before this returns.
+ * After it the sockets have got what np_queue's own try would have given them. */
 void np_settle(np_engine *e);
 
 /* Sends from the queue as far as it goes; call on NP_W.  Bytes still queued

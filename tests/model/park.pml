@@ -211,7 +211,7 @@ inline poll_here() { /* np_poll */
     take_ready();
     if
     :: OFFLOADS
-    :: !OFFLOADS && got > 0 /* looked_for_us, perhaps */
+    :: !OFFLOADS && got > 0 /* the netpoller has looked, perhaps */
     :: !OFFLOADS -> take_token();
         if
         :: mine -> os_wait(false, false); dispatch_here(); atomic { token = FREE; mine = false }
@@ -459,8 +459,7 @@ inline collect() { /* poll_once, after its wait */
         :: else
         fi
     :: else
-    fi;
-    serve_hot()
+    fi
 }
 
 inline give_token() {
@@ -530,7 +529,7 @@ inline take_over() {
             fi;
             os_wait(over, false);
             over = false;
-            collect();
+            collect(); serve_hot();
             asleep = AWAKE
         od;
         hand_back_hot();
@@ -657,7 +656,7 @@ inline run_dedicated() {
             fi;
             os_wait(over, false);
             over = false;
-            collect();
+            collect(); serve_hot();
             asleep = AWAKE
         od;
         mine = false;
