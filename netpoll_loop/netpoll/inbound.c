@@ -237,7 +237,7 @@ int np_net_receive(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigne
     unsigned flags = (bits & NP_UNSURE) | (bits & NP_ERR ? NP_W : 0);
     size_t want = 0;
     int wake = 0, go_on = 0;
-    int looking = np_get(&e->token) == NP_LOOKING;
+    int looking = np_is_looking(e);
 
     np_lock(e, d);
     if (d->tag != tag || d->kind != NP_STREAM) {

@@ -317,8 +317,9 @@ struct np_engine {
      * looks at asleep.  Who swaps it to AWAKE makes the one system call that wakes. */
     atomic_uint asleep;
     /* Odd while the netpoller (NP_AUTO) may have something in hand that was
-     * submitted, or looks.  It adds 1, then takes; np_settle finds the mailbox empty, then
-     * looks: what it did not find there was taken in a pass that it waits for. */
+     * submitted, or looks.  It adds 1, then takes; np_settle finds the mailbox
+     * empty, then looks: what it did not find there was taken in a pass that it
+     * waits for. */
     atomic_uint passes;
     /* NP_AUTO: what was submitted is to be sent now: worker: due = 1, then looks
      * at asleep; netpoller: asleep = how, then looks at due. */
@@ -345,10 +346,7 @@ struct np_engine {
     _Alignas(64) atomic_uint_fast64_t turns; /* worker writes, the tick reads; relaxed: a sample */
     unsigned home;              /* worker only: RUNNING or IDLE, what a park returns to */
     atomic_uint offload;        /* np_sender: np_offload.  Worker writes; others read (relaxed, but in look) */
-    /* NP_AUTO: how often the netpoller has looked for what to receive.  It writes; the worker reads (relaxed: it polls
-     * once more). */
-    atomic_uint looks;
-    unsigned looks_seen; /* worker only */
+    unsigned looks_seen; /* worker only: of looks, below */
     int64_t polled;      /* worker only: ns, when np_poll last polled although the netpoller had looked */
     unsigned batched;           /* worker only: submitted in this turn */
     int given;                  /* worker only: make_due since the last look at what came of it: np_park */
@@ -382,6 +380,8 @@ struct np_engine {
     /* -- Netpoller -- */
 
     _Alignas(64) struct np_counters by_netpoller;
+    /* NP_AUTO: how often it has looked for what to receive.  It writes; the worker reads (relaxed: it polls once more). */
+    atomic_uint looks;
     struct np_desc *hot_head, *hot_tail; /* netpoller thread only */
     char *scratch;                       /* netpoller thread only; NULL: it doesn't receive */
 
@@ -449,6 +449,9 @@ static inline int np_check(const struct np_engine *e, const struct np_desc *d, u
 }
 
 static inline int np_small_turns(const struct np_engine *e) { return np_get(&e->usual_turn) <= NP_SMALL_TURN; }
+
+/* Netpoller: whether it has the token for a look only. */
+static inline int np_is_looking(struct np_engine *e) { return np_get(&e->token) == NP_LOOKING; }
 
 /* What is written waits for the end of the turn. */
 static inline int np_waits_for_turn(const struct np_engine *e) {

@@ -91,10 +91,8 @@ static void hand_back_hot(struct np_engine *e) {
 
 /* ---- Dispatch by the netpoller ------------------------------------------------------------ */
 
-static int is_looking(struct np_engine *e) { return np_get(&e->token) == NP_LOOKING; }
-
 static void dispatch_stream(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigned bits) {
-    int wake = 0, later = 0;
+    int wake = 0, unsent = 0;
     np_lock(e, d);
     if (d->tag != tag) {
         np_unlock(e, d);
@@ -106,17 +104,17 @@ static void dispatch_stream(struct np_engine *e, struct np_desc *d, uint32_t tag
             d->asked_w = 0;
             wake = np_ready(e, d, NP_W);
         }
-        later = is_looking(e) && d->out_head; /* when the worker can have the token again */
+        unsent = d->out_head != NULL;
     }
     np_unlock(e, d);
     if (wake) {
         np_notify_worker(e);
     }
-    if (is_looking(e)) {
+    if (np_is_looking(e)) {
         bits &= ~NP_W;
-    }
-    if (later) {
-        hot_add(e, d, tag, NP_W);
+        if (unsent) {
+            hot_add(e, d, tag, NP_W); /* for when the worker can have the token again */
+        }
     }
     serve(e, d, tag, bits);
 }
@@ -161,7 +159,7 @@ static void dispatch(struct np_engine *e, const struct np_os_event *ev) {
         }
         /* fall through */
     case NP_LEVEL:
-        if (is_looking(e)) { /* it will be reported to the worker, too */
+        if (np_is_looking(e)) { /* it will be reported to the worker, too */
             break;
         }
         /* fall through */
