@@ -19,8 +19,8 @@ from netpoll_loop._core.engine cimport (
     NP_AUTO, NP_DEDICATED, NP_INLINE, NP_POLLER_NETPOLLER, NP_POLLER_WORKER, NP_R,
     np_backend_fd, np_close, np_contended, np_current, np_done,
     np_engine_free, np_engine_new, np_fork_child, np_get_stats, np_open, np_park,
-    np_park_cancel, np_park_prepare, np_poll, np_rearm, np_set_running, np_set_spin, np_settle, np_stats, np_switch_always,
-    np_thread_start, np_thread_stop, np_ticks, np_wake,
+    np_park_cancel, np_park_prepare, np_poll, np_rearm, np_send_left, np_set_running, np_set_spin, np_settle, np_stats,
+    np_switch_always, np_thread_start, np_thread_stop, np_ticks, np_wake,
 )
 from netpoll_loop._core.freethreading cimport FREE_THREADED
 from netpoll_loop._core.handles cimport (
@@ -513,6 +513,8 @@ cdef class Scheduler(Home):
                 self.dispatch(count)
             if self.head != self.tail or self._stopping or self.wanted or self.posted:
                 return True
+            # The netpoller may be behind this thread on its CPU.
+            np_send_left(self.engine)
             if nanoseconds() >= end:
                 return timer
 

@@ -19,9 +19,11 @@
  * itself for a second, or longer if that was found before.
  *
  * Beside a thread that computes the worker has the GIL for part of the time,
- * and what it does with it is all that counts: with work between the writes it
- * sends by itself, at the end of a turn of any size, so that its peers cost it
- * one wake-up; with little work at once.
+ * and what it does with it is all that counts.  Where it sends by itself, and
+ * there is work between the writes, that is at the end of a turn of any size, so
+ * that its peers cost it one wake-up; with little work at once.  The netpoller
+ * then waits for a CPU more often, but not for long, so it is looked at for a
+ * longer time.
  *
  * The constants are in netpoll_internal.h.
  */
@@ -50,16 +52,21 @@ void np_look_for_crowd(struct np_engine *e, int64_t now) {
         e->crowd.agreed = 0;
         return;
     }
-    int64_t ran, waited;
-    if (now - e->crowd.at < NP_CROWD_LOOK || np_os_run_delay(np_get(&e->thread_number), &ran, &waited) < 0) {
+    int contended = np_get(&e->contended);
+    int64_t ran, waited, elapsed = now - e->crowd.at;
+    if (elapsed < (contended ? NP_CROWD_LOOK_CONTENDED : NP_CROWD_LOOK) ||
+        np_os_run_delay(np_get(&e->thread_number), &ran, &waited) < 0) {
         return;
     }
     if (e->crowd.at) {
-        int64_t has_waited = waited - e->crowd.waited;
-        if (has_waited <= ran - e->crowd.ran || has_waited * 100 <= (now - e->crowd.at) * NP_CROWD_WAITED) {
+        int64_t has_waited = waited - e->crowd.waited, may_wait = ran - e->crowd.ran;
+        if (contended) {
+            may_wait += may_wait / 2;
+        }
+        if (has_waited <= may_wait || has_waited * 100 <= elapsed * NP_CROWD_WAITED) {
             e->crowd.agreed = 0;
             e->crowd.for_ns = 0;
-        } else if (++e->crowd.agreed >= NP_CROWD_AGREE) {
+        } else if (++e->crowd.agreed >= NP_CROWD_AGREE || contended) {
             e->crowd.agreed = 0;
             e->crowd.for_ns = e->crowd.for_ns == 0              ? NP_CROWD_FIRST
                               : e->crowd.for_ns < NP_CROWD_LAST ? 2 * e->crowd.for_ns
@@ -79,10 +86,8 @@ static void decide(struct np_engine *e) {
     np_sender now_by = e->window.begun;
     np_set(&e->work, each);
     np_look_for_crowd(e, now);
-    np_sender with_work = NP_BY_WORKER, with_little = NP_BY_WORKER;
-    if (np_get(&e->contended)) {
-        with_little = NP_AT_ONCE;
-    } else if (e->cpus > 1 && now >= e->crowd.until && (now_by == NP_BY_NETPOLLER || turn >= NP_LONG_TURN)) {
+    np_sender with_work = NP_BY_WORKER, with_little = np_get(&e->contended) ? NP_AT_ONCE : NP_BY_WORKER;
+    if (e->cpus > 1 && now >= e->crowd.until && (now_by == NP_BY_NETPOLLER || turn >= NP_LONG_TURN)) {
         with_work = NP_BY_NETPOLLER;
     }
     np_sender then_by = each >= (now_by == NP_BY_NETPOLLER ? NP_WORK_ENOUGH : NP_WORK) ? with_work : with_little;
@@ -126,11 +131,8 @@ void np_waited(struct np_engine *e, int64_t from, int64_t to) {
 }
 
 void np_contended(np_engine *e, int contended) {
-    if (e && e->mode == NP_AUTO && np_get(&e->contended) != contended) {
+    if (e) {
         np_set(&e->contended, contended);
-        if (e->window.begun || !contended) {
-            end(e, np_now());
-        }
     }
 }
 

@@ -229,9 +229,12 @@ typedef enum {
 np_sender np_hand_over(np_engine *e, np_desc *d, size_t size);
 
 /* Another thread computes, and the worker has to wait for the GIL again and
- * again (1), or no longer (0): CPUs are scarce, so that nothing is handed to
- * the netpoller. */
+ * again (1), or no longer (0): what it does while it has the GIL counts. */
 void np_contended(np_engine *e, int contended);
+
+/* Sends what was handed over and not begun: for a worker that has nothing else
+ * to do, and doesn't park (np_park does so by itself). */
+void np_send_left(np_engine *e);
 
 /* For tests: changes its mind with each np_poll. */
 void np_switch_always(np_engine *e);

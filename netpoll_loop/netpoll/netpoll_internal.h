@@ -64,6 +64,7 @@ enum {
     NP_CROWD_AGREE = 2,   /* looks in a row that must find that: once may be anything */
 };
 #define NP_CROWD_LOOK (50 * 1000000LL)    /* ns between two looks */
+#define NP_CROWD_LOOK_CONTENDED (4 * NP_CROWD_LOOK) /* ... beside a thread that computes; half as long again, once */
 #define NP_CROWD_FIRST (1000 * 1000000LL) /* ns without its help; twice as long each time that it is found again */
 #define NP_CROWD_LAST (16 * NP_CROWD_FIRST)
 #define NP_COPIES 4                  /* bytes that a send copies in a ns */

@@ -320,9 +320,7 @@ int np_park(np_engine *e, np_event *out, int max, int64_t deadline_ns) {
     int n;
     count_turn(e);
     np_end_batch(e);
-    if (e->mode == NP_AUTO) {
-        np_send_batch(e); /* what the netpoller is to send at its next look: there is nothing else to do */
-    }
+    np_send_left(e); /* what the netpoller is to send at its next look */
     int64_t from = np_now();
     int64_t look_back = e->given ? from + NP_LOOK_BACK : -1;
     if (look_back >= 0 && (deadline_ns < 0 || look_back < deadline_ns)) {

@@ -311,6 +311,12 @@ void np_send_batch(struct np_engine *e) {
     }
 }
 
+void np_send_left(np_engine *e) {
+    if (e && !e->dead && e->mode == NP_AUTO) {
+        np_send_batch(e);
+    }
+}
+
 void np_end_batch(struct np_engine *e) {
     e->last_written = NULL;
     if (e->turn_writes) {

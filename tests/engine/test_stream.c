@@ -1019,14 +1019,20 @@ TEST(auto_hands_over_while_the_worker_is_busy_and_does_much_between_two_writes, 
             turn(e, ev, 4, 20);
         }
         EQ(handed_over(e, &l, 200, 50 * 1000, 1), 0); /* mostly waiting */
-        np_contended(e, 1); /* by the worker, at the end of its turn */
+        np_contended(e, 1); /* even in small turns, by the worker if need be */
         CHECK((handed_over(e, &l, 1000, 30 * 1000, 0) > 0) == (mode == NP_AUTO));
         np_get_stats(e, &after);
-        EQ(after.offloading, 0);
-        EQ(after.batching, mode == NP_AUTO);
+        EQ(after.offloading, can);
+        EQ(after.batching, mode == NP_AUTO && !can);
         (void)handed_over(e, &l, 1000, 1000, 0);
         EQ(handed_over(e, &l, 300, 1000, 0), 0);
-        np_contended(e, 0);
+        e->crowd.until = now_ns() + 60 * 1000 * MS;
+        CHECK((handed_over(e, &l, 1000, 30 * 1000, 0) > 0) == (mode == NP_AUTO));
+        np_get_stats(e, &after);
+        EQ(after.batching, mode == NP_AUTO);
+        e->crowd.until = 0;
+        np_contended(e, 0); /* in small turns, at once */
+        EQ(handed_over(e, &l, 300, 1000, 0), 0);
         CHECK((handed_over(e, &l, 1000, 30 * 1000, 0) > 0) == can);
         unload(e, &l, fds);
         EQ(np_hand_over(e, NULL, 100), 0);
@@ -1034,6 +1040,7 @@ TEST(auto_hands_over_while_the_worker_is_busy_and_does_much_between_two_writes, 
     }
     EQ(np_hand_over(NULL, NULL, 0), 0);
     np_contended(NULL, 1);
+    np_send_left(NULL);
 }
 
 TEST(a_message_in_pieces_counts_as_one_and_a_turn_has_to_last, 60) {
@@ -1087,7 +1094,7 @@ TEST(a_netpoller_that_sends_naps_and_is_not_woken, 60) {
     engine_end(e);
 }
 
-TEST(a_worker_that_parks_sends_what_the_netpoller_has_not_seen, 10) {
+TEST(a_worker_that_has_nothing_to_do_sends_what_the_netpoller_has_not_seen, 10) {
     np_engine *e = np_engine_new(NP_AUTO, NULL); /* without its thread: it naps for ever */
     int fds[2];
     np_event ev[4];
@@ -1097,12 +1104,18 @@ TEST(a_worker_that_parks_sends_what_the_netpoller_has_not_seen, 10) {
     (void)turn(e, ev, 4, 1); /* the first edge */
     np_set_sc(&e->thread_on, 1u);
     EQ(np_offload(e, NP_BY_NETPOLLER), NP_BY_NETPOLLER);
-    EQ(np_queue(e, d, "x", 1, NULL), 0);
-    EQ(np_poll(e, ev, 4), 0);
-    EQ(np_pending(d), 1u);
-    turn(e, ev, 4, 1);
-    EQ(np_pending(d), 0u);
-    EQ(recv(fds[1], &c, 1, MSG_DONTWAIT), 1);
+    for (int parks = 0; parks <= 1; parks++) {
+        EQ(np_queue(e, d, "x", 1, NULL), 0);
+        (void)np_poll(e, ev, 4);
+        EQ(np_pending(d), 1u);
+        if (parks) {
+            turn(e, ev, 4, 1);
+        } else {
+            np_send_left(e);
+        }
+        EQ(np_pending(d), 0u);
+        EQ(recv(fds[1], &c, 1, MSG_DONTWAIT), 1);
+    }
     np_set_sc(&e->thread_on, 0u);
     np_close(e, d);
     close(fds[0]);
@@ -1129,13 +1142,15 @@ TEST(a_netpoller_that_waits_for_a_cpu_is_not_asked_for_a_while, 60) {
     np_set(&e->offload, (unsigned)NP_BY_NETPOLLER);
     np_look_for_crowd(e, now);
     static const struct {
-        int64_t ran, waited, for_s;
-    } looks[] = {{10, 60, 0}, {10, 60, 1}, {10, 60, 0}, {10, 60, 2}, {10, 60, 0}, {10, 60, 4}, /* two in a row */
-                 {60, 50, 0}, {0, 100, 0}, {1, 5, 0},   {0, 100, 0}, {0, 100, 1}};
+        int64_t ran, waited, for_s, contended;
+    } looks[] = {{10, 60, 0, 0}, {10, 60, 1, 0}, {10, 60, 0, 0}, {10, 60, 2, 0}, {10, 60, 0, 0}, {10, 60, 4, 0}, /* two in a row */
+                 {60, 50, 0, 0}, {0, 100, 0, 0}, {1, 5, 0, 0}, {0, 100, 0, 0}, {0, 100, 1, 0},
+                 {50, 70, 0, 1}, {50, 80, 1, 1}, {5, 15, 0, 1}};
     for (size_t i = 0; i < sizeof looks / sizeof *looks; i++) {
-        np_look_for_crowd(e, now + NP_CROWD_LOOK - 1);
+        np_contended(e, (int)looks[i].contended);
+        np_look_for_crowd(e, now + (looks[i].contended ? NP_CROWD_LOOK_CONTENDED : NP_CROWD_LOOK) - 1);
         EQ(e->crowd.at, now); /* too early */
-        now += second / 10; /* of it, in ms: */
+        now += second / 5; /* of it, in ms: */
         EQ(np_os_run_delay(me, &ran, &waited), 0);
         e->crowd.ran = ran - looks[i].ran * MS;
         e->crowd.waited = waited - looks[i].waited * MS;

@@ -374,6 +374,10 @@ active proctype worker() {
         :: to_write == 0
         fi;
 #ifndef DEDICATED
+        if
+        :: send_batch() /* np_send_left, by a worker that polls a little longer before it parks */
+        :: true
+        fi;
         /* Once, perhaps, a callback that lasts until the netpoller polls, if there is one. */
         if
         :: stalls -> stalls = false; token == NETPOLLER || life != ALIVE || tick == STOP
