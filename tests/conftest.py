@@ -169,10 +169,13 @@ def native_threads() -> set[int]:
     return {int(tid) for tid in os.listdir("/proc/self/task")}
 
 
-def _thread_name(tid):
-    with contextlib.suppress(OSError):
-        return f"{tid} ({pathlib.Path(f'/proc/self/task/{tid}/comm').read_text().strip()})"
-    return str(tid)
+def _describe_thread(tid):
+    """Its number, name, where it waits in the kernel, and the system call that it is in."""
+    words = [str(tid)]
+    for name in ("comm", "wchan", "syscall", "stack"):
+        with contextlib.suppress(OSError):
+            words.append(pathlib.Path(f"/proc/self/task/{tid}/{name}").read_text().strip())
+    return " | ".join(words)
 
 
 @pytest.fixture(autouse=True)
@@ -192,7 +195,7 @@ def no_leaks(request):
             break
         gc.collect()
         time.sleep(0.01)
-    names = sorted(map(_thread_name, threads))
+    names = sorted(map(_describe_thread, threads))
     pytest.fail(f"leaked descriptors {fds}, threads {names}, Python threads {threading.enumerate()}")
 
 
