@@ -22,6 +22,7 @@ from asyncio.log import logger
 from collections.abc import Mapping
 from typing import Any
 
+import netpoll_loop._core.entries  # noqa: F401  (gives the scheduler's hottest methods their second entries)
 from netpoll_loop import forking
 from netpoll_loop._core.datagram import DatagramTransport
 from netpoll_loop._core.handoff import MAX_WORKERS, HandoffLoop

@@ -30,7 +30,6 @@ from netpoll_loop._core.handles cimport (
 
 cimport cython
 
-import inspect
 import os
 import sys
 import time
@@ -38,14 +37,13 @@ import warnings
 import weakref
 from asyncio import base_events as _base_events
 from asyncio import futures as _futures
-from asyncio import tasks as _tasks
 
 from netpoll_loop._interpreter import breathe
 from netpoll_loop.options import switches_always
 
 cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
-        PyObject *tp_dict
+        pass
     ctypedef struct PyListObject:
         PyObject **ob_item
     PyObject *Py_None
@@ -56,22 +54,11 @@ cdef extern from "Python.h":
     int PyObject_GenericSetAttr(object o, object name, PyObject *value) except -1
     object PyObject_Vectorcall(object callable, PyObject **args, size_t count, PyObject *names)
     PyObject **tuple_items "&PyTuple_GET_ITEM"(object tuple, Py_ssize_t i)
-    Py_ssize_t PyTuple_GET_SIZE(PyObject *tuple)
-    PyObject *PyTuple_GET_ITEM(PyObject *tuple, Py_ssize_t i)
-    ctypedef struct PyMethodDef:
-        const char *ml_name
-        void *ml_meth
-        int ml_flags
-        const char *ml_doc
-    int METH_FASTCALL
-    int METH_KEYWORDS
     ctypedef struct PyThreadState:
         pass
     PyThreadState *PyEval_SaveThread()
     void PyEval_RestoreThread(PyThreadState *state)
     unsigned long PyThread_get_thread_ident()
-    object PyDescr_NewMethod(PyTypeObject *type, PyMethodDef *method)
-    void PyType_Modified(PyTypeObject *type)
 
 cdef extern from "<time.h>" nogil:
     cdef struct timespec:
@@ -85,7 +72,6 @@ cdef double CLOCK_RESOLUTION = 1e-9
 cdef object _time_name = "time"
 cdef object weak_reference = weakref.ref
 cdef object _format_handle = _base_events._format_handle
-cdef tuple context_only = ("context",)
 cdef tuple loop_only = ("loop",)
 cdef dict MODES = {"inline": NP_INLINE, "auto": NP_AUTO, "dedicated": NP_DEDICATED}
 
@@ -942,113 +928,3 @@ cdef class Scheduler(Home):
 
 # What loop.time() is unless it was overridden or patched; borrowed from the class, which is immortal.
 cdef PyObject *_own_time = _PyType_Lookup(<PyTypeObject *>Scheduler, _time_name)
-
-
-# ---- fast entries -----------------------------------------------------------------
-#
-# A method of Scheduler for arguments in their usual form: positional, with at most
-# context= by name.  No tuple and no dictionary is made of them.  Any other form goes to
-# the method as it is written above, which also says what is wrong with it.
-
-ctypedef object (*fast_entry)(object self, PyObject **args, Py_ssize_t count, PyObject *names)
-
-
-# The last two tuples that were found to be ("context",): that of the _asyncio module, whose
-# string isn't interned, and that of a call in Python code.
-cdef tuple usual_names = ("context",)
-cdef tuple usual_names_before = ("context",)
-
-
-cdef inline bint usual(PyObject *names) noexcept:
-    if FREE_THREADED:
-        return names is NULL or <tuple>names == context_only
-    return names is NULL or names == <PyObject *>usual_names or names == <PyObject *>usual_names_before or learn(names)
-
-
-cdef bint learn(PyObject *names) noexcept:
-    global usual_names, usual_names_before
-    if <tuple>names != context_only:
-        return False
-    usual_names_before = usual_names
-    usual_names = <tuple>names
-    return True
-
-
-cdef inline PyObject *given_context(PyObject **args, Py_ssize_t count, PyObject *names) noexcept:
-    return NULL if names is NULL else args[count]
-
-
-cdef object any_form(object method, object self, PyObject **args, Py_ssize_t count, PyObject *names):
-    return PyObject_Vectorcall(method.__get__(self), args, count, names)
-
-
-cdef object fast_call_soon(object self, PyObject **args, Py_ssize_t count, PyObject *names):
-    if count < 1 or not usual(names):
-        return any_form(slow_call_soon, self, args, count, names)
-    return (<Scheduler>self).soon(args[0], args + 1, count - 1, given_context(args, count, names))
-
-
-cdef object fast_call_soon_threadsafe(object self, PyObject **args, Py_ssize_t count, PyObject *names):
-    if count < 1 or not usual(names):
-        return any_form(slow_call_soon_threadsafe, self, args, count, names)
-    return (<Scheduler>self).soon_threadsafe(args[0], args + 1, count - 1, given_context(args, count, names))
-
-
-cdef object fast_call_later(object self, PyObject **args, Py_ssize_t count, PyObject *names):
-    if count < 2 or not usual(names) or (<Scheduler>self).overrides_call_at:
-        return any_form(slow_call_later, self, args, count, names)
-    return (<Scheduler>self).later(<object>args[0], args[1], args + 2, count - 2,
-                                   given_context(args, count, names))
-
-
-cdef object fast_create_task(object self, PyObject **args, Py_ssize_t count, PyObject *names):
-    """What asyncio's does when there is no factory and no debug mode."""
-    cdef PyObject *stack[6]
-    cdef Py_ssize_t i, named = 0 if names is NULL else PyTuple_GET_SIZE(names)
-    cdef Scheduler loop = self
-    cdef object all_names = loop_only
-    if count != 1 or named > 3 or loop._debug or loop._closed or loop._task_factory is not None:
-        return any_form(slow_create_task, self, args, count, names)
-    stack[1] = args[0]
-    stack[2] = <PyObject *>self
-    for i in range(named):
-        stack[3 + i] = args[1 + i]
-    if named:
-        all_names = loop_only + <tuple>names
-    return PyObject_Vectorcall(_tasks.Task, stack + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, <PyObject *>all_names)
-
-
-cdef PyMethodDef fast_methods[4]
-
-
-cdef object replace_by(int i, object method, const char *name, fast_entry entry, const char *doc):
-    """Puts the fast entry in the method's place; returns the method."""
-    cdef PyTypeObject *cls = <PyTypeObject *>Scheduler
-    fast_methods[i].ml_name = name
-    fast_methods[i].ml_meth = <void *>entry
-    fast_methods[i].ml_flags = METH_FASTCALL | METH_KEYWORDS
-    fast_methods[i].ml_doc = doc
-    (<dict>cls.tp_dict)[name.decode()] = PyDescr_NewMethod(cls, &fast_methods[i])
-    PyType_Modified(cls)
-    return method
-
-
-cdef object slow_call_soon = replace_by(
-    0, Scheduler.call_soon, b"call_soon", fast_call_soon,
-    b"call_soon($self, callback, *args, context=None)\n--\n\nasyncio.loop.call_soon.")
-cdef object slow_call_soon_threadsafe = replace_by(
-    1, Scheduler.call_soon_threadsafe, b"call_soon_threadsafe", fast_call_soon_threadsafe,
-    b"call_soon_threadsafe($self, callback, *args, context=None)\n--\n\n"
-    b"asyncio.loop.call_soon_threadsafe: from any thread, wakes the loop.")
-cdef object slow_call_later = replace_by(
-    2, Scheduler.call_later, b"call_later", fast_call_later,
-    b"call_later($self, delay, callback, *args, context=None)\n--\n\n"
-    b"asyncio.loop.call_later; delay in seconds.")
-# The keywords are those of this Python's asyncio; 3.13.0 gets those of 3.13.3 (parameters.py).
-cdef str parameters = str(inspect.signature(_base_events.BaseEventLoop.create_task))[len("(self"):-1]
-if sys.version_info[:2] == (3, 13) and "**" not in parameters:
-    parameters += ", **kwargs"
-cdef bytes create_task_doc = f"create_task($self{parameters})\n--\n\nasyncio.loop.create_task.".encode()
-cdef object slow_create_task = replace_by(
-    3, Scheduler.create_task, b"create_task", fast_create_task,
-    create_task_doc)
