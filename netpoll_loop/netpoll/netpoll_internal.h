@@ -78,12 +78,16 @@ enum {
 #define NP_OWN_LOOK (1000 * 1000LL)   /* ns after which np_poll polls although the netpoller looks */
 #define NP_LOOK_BACK (20 * 1000000LL) /* ns of waiting after which the worker looks for what it has sent */
 
-/* When the worker looks for calls of other threads before it sleeps (park.c); measured, see docs/performance.md. */
+/* When the worker looks around before it sleeps (park.c); measured, see docs/performance.md. */
 enum {
-    NP_CALLS = 4, /* waits in a row that a call has ended soon */
+    NP_CALLS = 4,     /* waits in a row that a call of another thread has ended soon */
+    NP_UNLOOKED = 64, /* waits without a look, until one finds out whether there would be anything */
+    NP_FOUND = 8,     /* looks that have found something, counted at most */
+    NP_MISSED = 3,    /* ... and what one that has not takes from them */
 };
-#define NP_SOON (100 * 1000LL) /* ns: how soon, and how long it looks */
-#define NP_GRACE (4 * 1000LL)  /* ns until a caller has let go of what it calls with: of the GIL, which we want next */
+#define NP_SOON (100 * 1000LL)  /* ns: how soon a call comes, and how long it looks then */
+#define NP_MOMENT (35 * 1000LL) /* ns: how long it looks else: a peer that has to be woken answers in so long */
+#define NP_GRACE (4 * 1000LL)   /* ns until a caller has let go of what it calls with: of the GIL, which we want next */
 
 /* ---- States ----------------------------------------------------------------
  *
@@ -356,6 +360,7 @@ struct np_engine {
                                    answered before the batch was sent.  Worker writes; the tick reads (relaxed) */
     atomic_int_fast64_t work; /* ns for each message in the last window.  Worker writes; netpoller reads (relaxed) */
     unsigned calls; /* worker only: waits in a row that np_wake has ended soon */
+    unsigned found, unlooked; /* worker only: what looks around have found of late; waits since the last */
     const struct np_desc *last_written; /* worker only: in this turn; only compared */
     struct {
         int64_t since, waited; /* ns: its beginning; how much of it the worker has waited */

@@ -291,9 +291,9 @@ static int park_on_futex(struct np_engine *e, int64_t deadline_ns) {
     return rc == 0 ? NOTHING_FOR_US : OVER;
 }
 
-/* Calls have ended one wait after the other, each soon.  So the next one is looked for, beside events, before the worker
- * sleeps: a wake-up costs the caller an interrupt, and us the way back from an idle CPU.  Events, 0, or FAILED - errno. */
-static int await_call(struct np_engine *e, np_event *out, int max, int64_t until) {
+/* Looks for news and events for a while, before the worker sleeps: a wake-up costs who makes it an interrupt, and us the way
+ * back from an idle CPU.  Events, 0, or FAILED - errno. */
+static int look_around(struct np_engine *e, np_event *out, int max, int64_t until) {
     while (!has_news(e)) {
         if (!np_offloads(e) && take_token(e)) {
             int n = wait_here(e, out, max, 0);
@@ -307,10 +307,35 @@ static int await_call(struct np_engine *e, np_event *out, int max, int64_t until
         }
         np_relax();
     }
-    for (int64_t end = np_now() + NP_GRACE; np_now() < end;) {
-        np_relax();
+    if (np_get_sc(&e->wake_pending)) {
+        for (int64_t end = np_now() + NP_GRACE; np_now() < end;) {
+            np_relax();
+        }
     }
     return 0;
+}
+
+/* Until when a wait that begins now looks around: for as long as calls of late have taken, or for a moment if that has found
+ * something the last times, and once in a while to find out. */
+static int64_t look_until(struct np_engine *e, int64_t now, int64_t deadline_ns) {
+    if (e->calls >= NP_CALLS) {
+        return 0 <= deadline_ns && deadline_ns < now + NP_SOON ? deadline_ns : now + NP_SOON;
+    }
+    int timer_first = 0 <= deadline_ns && deadline_ns < now + NP_MOMENT;
+    if (e->cpus == 1 || e->spin_ns > 0 || timer_first) {
+        return now;
+    }
+    return e->found > 0 || ++e->unlooked >= NP_UNLOOKED ? now + NP_MOMENT : now;
+}
+
+/* One that finds nothing costs what two or three save. */
+static void note_look(struct np_engine *e, int found) {
+    e->unlooked = 0;
+    if (found) {
+        e->found += e->found < NP_FOUND;
+    } else {
+        e->found -= e->found < NP_MISSED ? e->found : NP_MISSED;
+    }
 }
 
 int np_park(np_engine *e, np_event *out, int max, int64_t deadline_ns) {
@@ -326,10 +351,7 @@ int np_park(np_engine *e, np_event *out, int max, int64_t deadline_ns) {
     if (look_back >= 0 && (deadline_ns < 0 || look_back < deadline_ns)) {
         deadline_ns = look_back;
     }
-    int64_t look_until = from;
-    if (e->calls >= NP_CALLS) {
-        look_until = deadline_ns >= 0 && deadline_ns < from + NP_SOON ? deadline_ns : from + NP_SOON;
-    }
+    int64_t look = look_until(e, from, deadline_ns);
     int waits = 0;
     for (;;) {
         n = take_ready(e, out, max);
@@ -337,12 +359,13 @@ int np_park(np_engine *e, np_event *out, int max, int64_t deadline_ns) {
             break;
         }
         waits = 1;
-        if (look_until > from) {
-            n = await_call(e, out, max, look_until);
+        if (look > from) {
+            n = look_around(e, out, max, look);
+            note_look(e, n != 0 || has_news(e));
             if (n != 0) {
                 break;
             }
-            look_until = from;
+            look = from;
             continue;
         }
         if (!np_offloads(e) && take_token(e)) {

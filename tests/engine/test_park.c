@@ -1,6 +1,6 @@
 /* The worker's waiting, and the netpoller's takeover of a stalled worker. */
 #include "harness.h"
-#include "np_os.h"
+#include "netpoll_internal.h"
 
 /* ---- Waking ---- */
 
@@ -186,6 +186,60 @@ TEST(calls_that_come_soon_need_no_wake_up, 180) {
         close(fds[1]);
         engine_end(e);
     }
+}
+
+/* One wait, with nothing, or with a byte that is there already; whether it looked around first. */
+static int looks(np_engine *e, np_desc *d, int peer, int answered, int64_t deadline_ns) {
+    np_event ev[4];
+    if (e->found) {
+        e->unlooked = 1; /* to be seen */
+    }
+    if (answered) {
+        EQ(send(peer, "x", 1, 0), 1);
+    }
+    np_park_prepare(e);
+    EQ(np_park(e, ev, 4, deadline_ns), answered);
+    char byte;
+    while (np_recv(e, d, &byte, 1) > 0) {
+    }
+    return e->unlooked == 0;
+}
+
+TEST(a_moment_is_looked_for_what_came_soon_the_last_times, 60) {
+    np_engine *e = np_engine_new(NP_INLINE, NULL);
+    int fds[2];
+    pair(fds);
+    np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+    wait_bits(e, NULL, 0, 20); /* the first edge */
+    e->cpus = 2;
+    e->unlooked = 0;
+    for (int round = 0; round < 3; round++) {
+        for (int i = 1; i < NP_UNLOOKED; i++) {
+            CHECK(!looks(e, d, fds[1], i % 2, now_ns() + 2 * MS));
+        }
+        CHECK(looks(e, d, fds[1], 0, now_ns() + 50 * MS)); /* once in a while, for nothing */
+        EQ(e->found, 0u);
+    }
+    e->unlooked = NP_UNLOOKED - 1;
+    for (unsigned i = 1; i < 2 * NP_FOUND; i++) {
+        CHECK(looks(e, d, fds[1], 1, -1));
+        EQ(e->found, i < NP_FOUND ? i : NP_FOUND);
+    }
+    CHECK(!looks(e, d, fds[1], 0, now_ns() + NP_MOMENT / 2)); /* a timer comes first */
+    EQ(e->found, (unsigned)NP_FOUND);
+    for (int missed = 1; missed <= 3; missed++) {
+        CHECK(looks(e, d, fds[1], 0, now_ns() + 50 * MS));
+        EQ(e->found, missed < 3 ? (unsigned)(NP_FOUND - missed * NP_MISSED) : 0u);
+    }
+    CHECK(!looks(e, d, fds[1], 1, -1));
+    EQ(e->unlooked, 1u);
+    e->found = NP_FOUND;
+    e->cpus = 1; /* the peer needs it */
+    CHECK(!looks(e, d, fds[1], 1, -1));
+    np_close(e, d);
+    close(fds[0]);
+    close(fds[1]);
+    np_engine_free(e);
 }
 
 TEST(a_deadline_is_kept_and_never_early, 30) {

@@ -300,6 +300,8 @@ inline park() { /* np_park */
         :: else -> take_token()
         fi;
         if
+        :: mine && !looked -> looked = true; /* look_around: polls once without waiting, or not */
+            os_wait(false, false); dispatch_here(); atomic { token = FREE; mine = false }
         :: mine -> park_in_epoll()
         :: else -> park_on_futex()
         fi;
@@ -315,7 +317,7 @@ inline park() { /* np_park */
     :: else
     fi;
 #endif
-    atomic { got = 0; over = false; timed = false };
+    atomic { got = 0; over = false; timed = false; looked = false };
     unpark(RUNNING)
 }
 
@@ -357,7 +359,7 @@ inline write_one() { /* np_queue, handing over; np_submit; else drain_here */
 
 active proctype worker() {
     byte got, events, to_write = WRITES, timers = 1; /* parks that a timer may end */
-    bool mine, news, over, timed, stalls = true, by_netpoller;
+    bool mine, news, over, timed, looked, stalls = true, by_netpoller;
     mtype how;
     unpark(RUNNING); /* np_set_running(1) */
     if
