@@ -82,8 +82,8 @@ enum {
 enum {
     NP_CALLS = 4,     /* waits in a row that a call of another thread has ended soon */
     NP_UNLOOKED = 64, /* waits without a look, until one finds out whether there would be anything */
-    NP_FOUND = 8,     /* looks that have found something, counted at most */
-    NP_MISSED = 3,    /* ... and what one that has not takes from them */
+    NP_FOUND = 32,    /* looks that have found something, counted at most */
+    NP_MISSED = 8,    /* ... and what one that has not takes from them: eight of nine have to find something */
 };
 #define NP_SOON (100 * 1000LL)  /* ns: how soon a call comes, and how long it looks then */
 #define NP_MOMENT (35 * 1000LL) /* ns: how long it looks else: a peer that has to be woken answers in so long */

@@ -328,7 +328,7 @@ static int64_t look_until(struct np_engine *e, int64_t now, int64_t deadline_ns)
     return e->found > 0 || ++e->unlooked >= NP_UNLOOKED ? now + NP_MOMENT : now;
 }
 
-/* One that finds nothing costs what two or three save. */
+/* Where one in nine or more finds nothing they cost more than they save. */
 static void note_look(struct np_engine *e, int found) {
     e->unlooked = 0;
     if (found) {
