@@ -84,6 +84,8 @@ enum {
     NP_UNLOOKED = 64, /* waits without a look, until one finds out whether there would be anything */
     NP_FOUND = 32,    /* looks that have found something, counted at most */
     NP_MISSED = 8,    /* ... and what one that has not takes from them: eight of nine have to find something */
+    NP_RECENT = 8,    /* events before it, of which one has to be of the same descriptor: with more peers than that a look
+                         only shortens the wait, with few it also keeps them from falling asleep */
 };
 #define NP_SOON (100 * 1000LL)  /* ns: how soon a call comes, and how long it looks then */
 #define NP_MOMENT (35 * 1000LL) /* ns: how long it looks else: a peer that has to be woken answers in so long */
@@ -361,6 +363,8 @@ struct np_engine {
     atomic_int_fast64_t work; /* ns for each message in the last window.  Worker writes; netpoller reads (relaxed) */
     unsigned calls; /* worker only: waits in a row that np_wake has ended soon */
     unsigned found, unlooked; /* worker only: what looks around have found of late; waits since the last */
+    const struct np_desc *recent[NP_RECENT]; /* worker only: of the last events; only compared */
+    unsigned recent_at;
     const struct np_desc *last_written; /* worker only: in this turn; only compared */
     struct {
         int64_t since, waited; /* ns: its beginning; how much of it the worker has waited */

@@ -216,6 +216,24 @@ static int wait_here(struct np_engine *e, np_event *out, int max, int64_t timeou
     return n > 0 ? n : got > 0 || kicked ? NOTHING_FOR_US : OVER;
 }
 
+static int note_events(struct np_engine *e, const np_event *out, int n) {
+    for (int i = n > NP_RECENT ? n - NP_RECENT : 0; i < n; i++) {
+        e->recent[e->recent_at++ % NP_RECENT] = out[i].desc;
+    }
+    return n;
+}
+
+static int was_recent(const struct np_engine *e, const np_event *out, int n) {
+    for (int i = 0; i < n; i++) {
+        for (int k = 0; k < NP_RECENT; k++) {
+            if (e->recent[k] == out[i].desc) {
+                return 1;
+            }
+        }
+    }
+    return 0;
+}
+
 /* A turn in which the netpoller has looked for us needs no poll of our own, if there is something to do.  But it doesn't look
  * for what is level-triggered: for that we poll all the same after a while, and leave room for it, since what it makes ready
  * may be more than a turn takes for as long as the load lasts. */
@@ -235,7 +253,7 @@ int np_poll(np_engine *e, np_event *out, int max) {
     int n = take_ready(e, out, due ? max - (max + 7) / 8 : max);
     e->looks_seen = looks;
     if (n == max || np_offloads(e) || (n > 0 && looked && !due) || !take_token(e)) {
-        return n;
+        return note_events(e, out, n);
     }
     if (due) {
         e->polled = now;
@@ -243,9 +261,11 @@ int np_poll(np_engine *e, np_event *out, int max) {
     int got = wait_here(e, out + n, max - n, 0);
     release_token(e);
     if (got > 0) {
-        return n + got;
+        n += got;
+    } else if (n == 0 && got < FAILED) {
+        return got - FAILED;
     }
-    return n == 0 && got < FAILED ? got - FAILED : n;
+    return note_events(e, out, n);
 }
 
 /* Must not sleep: something came since the last look. */
@@ -361,7 +381,7 @@ int np_park(np_engine *e, np_event *out, int max, int64_t deadline_ns) {
         waits = 1;
         if (look > from) {
             n = look_around(e, out, max, look);
-            note_look(e, n != 0 || has_news(e));
+            note_look(e, n > 0 ? was_recent(e, out, n) : has_news(e));
             if (n != 0) {
                 break;
             }
@@ -400,5 +420,5 @@ int np_park(np_engine *e, np_event *out, int max, int64_t deadline_ns) {
     if (n < FAILED) {
         return n - FAILED;
     }
-    return n > 0 ? n : 0;
+    return n > 0 ? note_events(e, out, n) : 0;
 }

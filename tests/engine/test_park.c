@@ -221,6 +221,10 @@ TEST(a_moment_is_looked_for_what_came_soon_the_last_times, 60) {
         EQ(e->found, 0u);
     }
     e->unlooked = NP_UNLOOKED - 1;
+    memset(e->recent, 0, sizeof e->recent);
+    CHECK(looks(e, d, fds[1], 1, -1)); /* one of many peers */
+    EQ(e->found, 0u);
+    e->unlooked = NP_UNLOOKED - 1;
     for (unsigned i = 1; i < 2 * NP_FOUND; i++) {
         CHECK(looks(e, d, fds[1], 1, -1));
         EQ(e->found, i < NP_FOUND ? i : NP_FOUND);
