@@ -216,6 +216,7 @@ static int wait_here(struct np_engine *e, np_event *out, int max, int64_t timeou
     return n > 0 ? n : got > 0 || kicked ? NOTHING_FOR_US : OVER;
 }
 
+/* The caller gets n events: what note_look compares with is the last of them.  n. */
 static int note_events(struct np_engine *e, const np_event *out, int n) {
     for (int i = n > NP_RECENT ? n - NP_RECENT : 0; i < n; i++) {
         e->recent[e->recent_at++ % NP_RECENT] = out[i].desc;
