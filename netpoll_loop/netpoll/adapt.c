@@ -13,17 +13,16 @@
  * must agree to change anything but that the worker is no longer busy: that ends
  * it at once, and so does a single wait of NP_QUIET.
  *
- * Where others want the CPUs, too, a netpoller that is called again and again
- * waits for one each time, and so do the peers.  The kernel knows for how long
- * (schedstat): if it is longer than the netpoller has run, the worker sends by
- * itself for a second, or longer if that was found before.
+ * Where others want the CPUs, too, what the netpoller runs for is taken from
+ * them, from the peers, or from the worker itself.  The kernel knows whether
+ * the worker waits for a CPU (schedstat): if it does, it sends by itself, for as
+ * long as that lasts.  Alone on two CPUs it doesn't, whatever the netpoller and
+ * the peers share.
  *
  * Beside a thread that computes the worker has the GIL for part of the time,
  * and what it does with it is all that counts.  Where it sends by itself, and
  * there is work between the writes, that is at the end of a turn of any size, so
- * that its peers cost it one wake-up; with little work at once.  The netpoller
- * then waits for a CPU more often, but not for long, so it is looked at for a
- * longer time.
+ * that its peers cost it one wake-up; with little work at once.
  *
  * The constants are in netpoll_internal.h.
  */
@@ -47,34 +46,22 @@ static void end(struct np_engine *e, int64_t now) {
 }
 
 void np_look_for_crowd(struct np_engine *e, int64_t now) {
-    if (np_get(&e->offload) != NP_BY_NETPOLLER) {
-        e->crowd.at = 0;
-        e->crowd.agreed = 0;
+    if (now - e->crowd.at < NP_CROWD_LOOK) {
         return;
     }
-    int contended = np_get(&e->contended);
-    int64_t ran, waited, elapsed = now - e->crowd.at;
-    if (elapsed < (contended ? NP_CROWD_LOOK_CONTENDED : NP_CROWD_LOOK) ||
-        np_os_run_delay(np_get(&e->thread_number), &ran, &waited) < 0) {
-        return;
-    }
-    if (e->crowd.at) {
-        int64_t has_waited = waited - e->crowd.waited, may_wait = ran - e->crowd.ran;
-        if (contended) {
-            may_wait += may_wait / 2;
-        }
-        if (has_waited <= may_wait || has_waited * 100 <= elapsed * NP_CROWD_WAITED) {
-            e->crowd.agreed = 0;
-            e->crowd.for_ns = 0;
-        } else if (++e->crowd.agreed >= NP_CROWD_AGREE || contended) {
-            e->crowd.agreed = 0;
-            e->crowd.for_ns = e->crowd.for_ns == 0              ? NP_CROWD_FIRST
-                              : e->crowd.for_ns < NP_CROWD_LAST ? 2 * e->crowd.for_ns
-                                                                : NP_CROWD_LAST;
-            e->crowd.until = now + e->crowd.for_ns;
+    long thread = np_os_thread();
+    int64_t ran = 0, waited = 0;
+    int known = np_os_run_delay(&ran, &waited) == 0;
+    if (known && thread == e->crowd.thread) {
+        int64_t has_waited = waited - e->crowd.waited, wanted = ran - e->crowd.ran + has_waited;
+        int crowded = has_waited * 100 > wanted * NP_CROWD_WAITED;
+        e->crowd.agreed = crowded ? e->crowd.agreed + 1 : 0;
+        if (e->crowd.agreed >= NP_CROWD_AGREE) {
+            e->crowd.until = now + NP_CROWD_FOR;
         }
     }
     e->crowd.at = now;
+    e->crowd.thread = known ? thread : 0;
     e->crowd.ran = ran;
     e->crowd.waited = waited;
 }

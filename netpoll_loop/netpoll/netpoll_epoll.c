@@ -239,11 +239,9 @@ int np_os_quota(const char *root) {
 
 long np_os_thread(void) { return syscall(SYS_gettid); }
 
-int np_os_run_delay(long thread, int64_t *ran, int64_t *waited) {
-    char name[64];
+int np_os_run_delay(int64_t *ran, int64_t *waited) {
     long long a, b;
-    snprintf(name, sizeof name, "self/task/%ld/schedstat", thread);
-    if (read_numbers("/proc", name, &a, &b) != 2) {
+    if (read_numbers("/proc", "thread-self/schedstat", &a, &b) != 2) {
         return -ENOTSUP;
     }
     *ran = a;

@@ -58,15 +58,13 @@ enum {
                             often: at the end of the turn there would be nothing left to do beside the sending */
     NP_BATCH = 64,       /* writes that the worker sends together at most: the peers wait for them */
 };
-/* When the kernel keeps the netpoller waiting for a CPU. */
+/* When the kernel keeps the worker waiting for a CPU. */
 enum {
-    NP_CROWD_WAITED = 10, /* per cent of the time that it waited, and longer than it ran */
-    NP_CROWD_AGREE = 2,   /* looks in a row that must find that: once may be anything */
+    NP_CROWD_WAITED = 10, /* per cent of the time that it wanted one */
+    NP_CROWD_AGREE = 2,   /* looks in a row that must find that: once may be the start of a peer */
 };
-#define NP_CROWD_LOOK (50 * 1000000LL)    /* ns between two looks */
-#define NP_CROWD_LOOK_CONTENDED (4 * NP_CROWD_LOOK) /* ... beside a thread that computes; half as long again, once */
-#define NP_CROWD_FIRST (1000 * 1000000LL) /* ns without its help; twice as long each time that it is found again */
-#define NP_CROWD_LAST (16 * NP_CROWD_FIRST)
+#define NP_CROWD_LOOK (50 * 1000000LL)   /* ns between two looks */
+#define NP_CROWD_FOR (4 * NP_CROWD_LOOK) /* ns without the netpoller after that */
 #define NP_COPIES 4                  /* bytes that a send copies in a ns */
 #define NP_WORK (10 * 1000LL)        /* ns between two messages, to begin with the netpoller */
 #define NP_WORK_ENOUGH (5 * 1000LL)  /* ... to go on: less by the sends that others do now */
@@ -375,9 +373,9 @@ struct np_engine {
         np_sender begun; /* what offload is, if that was decided here */
     } window;      /* worker only: adapt.c */
     struct {
-        int64_t at, ran, waited; /* np_os_run_delay of the netpoller, and when; at 0: it doesn't send */
-        int64_t for_ns;          /* how long it was left alone last; 0: it had its CPU */
-        int64_t until;           /* it is left alone */
+        int64_t at, ran, waited; /* np_os_run_delay of the worker, and when */
+        long thread;             /* which one that was: it may be another the next time; 0: not known */
+        int64_t until;           /* the netpoller is left alone */
         int agreed;              /* looks in a row that found it waiting */
     } crowd;       /* worker only: adapt.c */
     atomic_int contended; /* np_contended.  Worker writes; the tick reads (relaxed) */
@@ -404,7 +402,6 @@ struct np_engine {
     pthread_mutex_t threads;
     int thread_exists;
     pthread_t thread;
-    atomic_long thread_number; /* np_os_thread.  The thread writes, worker reads (relaxed: 0 is as good as not there) */
 };
 
 /* ---- The table -------------------------------------------------------------- */
@@ -528,7 +525,7 @@ void np_drop_inbound(struct np_engine *e, struct np_desc *d);
 
 /* The worker was parked: ns of CLOCK_MONOTONIC. */
 void np_waited(struct np_engine *e, int64_t from, int64_t to);
-/* Worker: whether the kernel lets the netpoller run. */
+/* Worker: whether the kernel lets it run, or others, too. */
 void np_look_for_crowd(struct np_engine *e, int64_t now);
 
 /* ---- listen.c ------------------------------------------------------------------ */

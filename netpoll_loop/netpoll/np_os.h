@@ -38,9 +38,9 @@ int np_os_quota(const char *root);
 /* The calling thread's number. */
 long np_os_thread(void);
 
-/* What the kernel's scheduler knows of a thread of this process: ns on a CPU, and
- * ns that it was ready to run and waited for one.  0, or -errno where nobody knows. */
-int np_os_run_delay(long thread, int64_t *ran, int64_t *waited);
+/* What the kernel's scheduler knows of the calling thread: ns on a CPU, and ns that it
+ * was ready to run and waited for one.  0, or -errno where nobody knows. */
+int np_os_run_delay(int64_t *ran, int64_t *waited);
 
 /* 0 or -errno. */
 int np_os_create(struct np_os *os);

@@ -471,7 +471,6 @@ static void run_dedicated(struct np_engine *e) {
 
 static void *thread_main(void *arg) {
     struct np_engine *e = arg;
-    np_set(&e->thread_number, np_os_thread());
     np_sleep_exactly();
     if (e->mode == NP_DEDICATED) {
         run_dedicated(e);

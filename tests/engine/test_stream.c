@@ -1123,49 +1123,44 @@ TEST(a_worker_that_has_nothing_to_do_sends_what_the_netpoller_has_not_seen, 10) 
     np_engine_free(e);
 }
 
-TEST(a_netpoller_that_waits_for_a_cpu_is_not_asked_for_a_while, 60) {
-    int64_t ran, waited, second = 1000 * MS;
-    long me = np_os_thread();
-    EQ(np_os_run_delay(me, &ran, &waited), 0);
+TEST(while_the_worker_waits_for_a_cpu_it_sends_by_itself, 60) {
+    int64_t ran, waited;
+    EQ(np_os_run_delay(&ran, &waited), 0);
     CHECK(ran > 0 && waited >= 0);
     int64_t before = ran;
     work(20 * MS);
-    EQ(np_os_run_delay(me, &ran, &waited), 0);
+    EQ(np_os_run_delay(&ran, &waited), 0);
     CHECK(ran - before >= MS);
-    CHECK(np_os_run_delay(0, &ran, &waited) < 0); /* no such thread */
 
-    np_engine *e = np_engine_new(NP_AUTO, NULL); /* without its thread: we are it */
-    np_set(&e->thread_number, me);
+    np_engine *e = np_engine_new(NP_AUTO, NULL);
     int64_t now = now_ns();
     np_look_for_crowd(e, now);
-    EQ(e->crowd.at, 0); /* it isn't asked */
-    np_set(&e->offload, (unsigned)NP_BY_NETPOLLER);
-    np_look_for_crowd(e, now);
     static const struct {
-        int64_t ran, waited, for_s, contended;
-    } looks[] = {{10, 60, 0, 0}, {10, 60, 1, 0}, {10, 60, 0, 0}, {10, 60, 2, 0}, {10, 60, 0, 0}, {10, 60, 4, 0}, /* two in a row */
-                 {60, 50, 0, 0}, {0, 100, 0, 0}, {1, 5, 0, 0}, {0, 100, 0, 0}, {0, 100, 1, 0},
-                 {50, 70, 0, 1}, {50, 80, 1, 1}, {5, 15, 0, 1}};
+        int64_t ran, waited; /* ms since the last look */
+        int other_thread, crowded;
+    } looks[] = {{400, 100, 0, 0}, {400, 100, 0, 1}, {85, 15, 0, 1}, {950, 50, 0, 0}, /* two in a row */
+                 {400, 100, 0, 0}, {500, 0, 0, 0},   {400, 100, 0, 0},
+                 {400, 100, 1, 0}, {400, 100, 0, 1}};
     for (size_t i = 0; i < sizeof looks / sizeof *looks; i++) {
-        np_contended(e, (int)looks[i].contended);
-        np_look_for_crowd(e, now + (looks[i].contended ? NP_CROWD_LOOK_CONTENDED : NP_CROWD_LOOK) - 1);
+        np_look_for_crowd(e, now + NP_CROWD_LOOK - 1);
         EQ(e->crowd.at, now); /* too early */
-        now += second / 5; /* of it, in ms: */
-        EQ(np_os_run_delay(me, &ran, &waited), 0);
+        now += NP_CROWD_LOOK;
+        EQ(np_os_run_delay(&ran, &waited), 0);
         e->crowd.ran = ran - looks[i].ran * MS;
         e->crowd.waited = waited - looks[i].waited * MS;
+        e->crowd.thread += looks[i].other_thread;
         e->crowd.until = 0;
         np_look_for_crowd(e, now);
-        EQ(e->crowd.until, looks[i].for_s ? now + looks[i].for_s * second : 0);
+        EQ(e->crowd.thread, np_os_thread());
+        EQ(e->crowd.until, looks[i].crowded ? now + NP_CROWD_FOR : 0);
     }
-    np_set(&e->offload, (unsigned)NP_AT_ONCE);
     np_engine_free(e);
 
     e = engine_of(NP_AUTO);
     int fds[2];
     np_stats s;
     struct load l = load_of(e, fds);
-    e->crowd.until = now_ns() + 60 * second;
+    e->crowd.until = now_ns() + 60 * 1000 * MS;
     (void)handed_over(e, &l, 1000, 30 * 1000, 0);
     np_get_stats(e, &s);
     EQ(s.offloading, 0);
