@@ -321,7 +321,7 @@ void np_end_batch(struct np_engine *e) {
     e->last_written = NULL;
     if (e->turn_writes) {
         unsigned usual = np_get(&e->usual_turn);
-        usual -= usual / 8;
+        usual -= (usual + 7) / 8; /* rounded up: else it would stay at 7 for good */
         np_set(&e->usual_turn, usual < e->turn_writes ? e->turn_writes : usual);
         e->turn_writes = 0;
     }
