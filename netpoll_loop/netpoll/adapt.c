@@ -45,10 +45,7 @@ static void end(struct np_engine *e, int64_t now) {
     new_window(e, now);
 }
 
-void np_look_for_crowd(struct np_engine *e, int64_t now) {
-    if (now - e->crowd.at < NP_CROWD_LOOK) {
-        return;
-    }
+static void look_for_crowd(struct np_engine *e, int64_t now) {
     long thread = np_os_thread();
     int64_t ran = 0, waited = 0;
     int known = np_os_run_delay(&ran, &waited) == 0;
@@ -66,15 +63,21 @@ void np_look_for_crowd(struct np_engine *e, int64_t now) {
     e->crowd.waited = waited;
 }
 
+int np_crowded(struct np_engine *e, int64_t now) {
+    if (now - e->crowd.at >= NP_CROWD_LOOK) {
+        look_for_crowd(e, now);
+    }
+    return now < e->crowd.until;
+}
+
 static void decide(struct np_engine *e) {
     int64_t now = np_now(), elapsed = now - e->window.since, busy = elapsed - e->window.waited;
     int64_t each = (busy - (int64_t)e->window.bytes / NP_COPIES) / e->window.messages; /* apart from the sending */
     int64_t turn = busy / e->window.writes * np_get(&e->usual_turn);
     np_sender now_by = e->window.begun;
     np_set(&e->work, each);
-    np_look_for_crowd(e, now);
     np_sender with_work = NP_BY_WORKER, with_little = np_get(&e->contended) ? NP_AT_ONCE : NP_BY_WORKER;
-    if (e->cpus > 1 && now >= e->crowd.until && (now_by == NP_BY_NETPOLLER || turn >= NP_LONG_TURN)) {
+    if (e->cpus > 1 && !np_crowded(e, now) && (now_by == NP_BY_NETPOLLER || turn >= NP_LONG_TURN)) {
         with_work = NP_BY_NETPOLLER;
     }
     np_sender then_by = each >= (now_by == NP_BY_NETPOLLER ? NP_WORK_ENOUGH : NP_WORK) ? with_work : with_little;

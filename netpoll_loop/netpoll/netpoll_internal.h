@@ -525,8 +525,8 @@ void np_drop_inbound(struct np_engine *e, struct np_desc *d);
 
 /* The worker was parked: ns of CLOCK_MONOTONIC. */
 void np_waited(struct np_engine *e, int64_t from, int64_t to);
-/* Worker: whether the kernel lets it run, or others, too. */
-void np_look_for_crowd(struct np_engine *e, int64_t now);
+/* Worker: whether it had to wait for a CPU of late: others want them, too.  Looks at most every NP_CROWD_LOOK. */
+int np_crowded(struct np_engine *e, int64_t now);
 
 /* ---- listen.c ------------------------------------------------------------------ */
 

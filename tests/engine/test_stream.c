@@ -1136,7 +1136,7 @@ TEST(while_the_worker_waits_for_a_cpu_it_sends_by_itself, 60) {
 
     np_engine *e = np_engine_new(NP_AUTO, NULL);
     int64_t now = now_ns();
-    np_look_for_crowd(e, now);
+    EQ(np_crowded(e, now), 0);
     static const struct {
         int64_t ran, waited; /* ms since the last look */
         int other_thread, crowded;
@@ -1144,7 +1144,7 @@ TEST(while_the_worker_waits_for_a_cpu_it_sends_by_itself, 60) {
                  {400, 100, 0, 0}, {500, 0, 0, 0},   {400, 100, 0, 0},
                  {400, 100, 1, 0}, {400, 100, 0, 1}};
     for (size_t i = 0; i < sizeof looks / sizeof *looks; i++) {
-        np_look_for_crowd(e, now + NP_CROWD_LOOK - 1);
+        (void)np_crowded(e, now + NP_CROWD_LOOK - 1);
         EQ(e->crowd.at, now); /* too early */
         now += NP_CROWD_LOOK;
         EQ(np_os_run_delay(&ran, &waited), 0);
@@ -1152,7 +1152,7 @@ TEST(while_the_worker_waits_for_a_cpu_it_sends_by_itself, 60) {
         e->crowd.waited = waited - looks[i].waited * MS;
         e->crowd.thread += looks[i].other_thread;
         e->crowd.until = 0;
-        np_look_for_crowd(e, now);
+        EQ(np_crowded(e, now), looks[i].crowded);
         EQ(e->crowd.thread, np_os_thread());
         EQ(e->crowd.until, looks[i].crowded ? now + NP_CROWD_FOR : 0);
     }
