@@ -38,8 +38,8 @@ static void new_window(struct np_engine *e, int64_t now) {
 }
 
 static void end(struct np_engine *e, int64_t now) {
-    if (e->window.begun) {
-        e->window.begun = np_offload(e, NP_AT_ONCE);
+    if (e->trial.on) {
+        np_trial_end(e);
     }
     e->window.agreed = 0;
     new_window(e, now);
@@ -52,11 +52,15 @@ static void look_for_crowd(struct np_engine *e, int64_t now) {
     if (known && thread == e->crowd.thread) {
         int64_t has_waited = waited - e->crowd.waited, wanted = ran - e->crowd.ran + has_waited;
         int crowded = has_waited * 100 > wanted * NP_CROWD_WAITED;
-        e->crowd.agreed = crowded ? e->crowd.agreed + 1 : 0;
-        if (e->crowd.agreed >= NP_CROWD_AGREE) {
-            e->crowd.until = now + NP_CROWD_FOR;
+        if (!crowded) {
+            e->crowd.trusted = e->crowd.agreed && !e->crowd.with_netpoller ? now + NP_CROWD_TRUST : e->crowd.trusted;
+            e->crowd.agreed = 0;
+        } else if (!e->crowd.with_netpoller || now >= e->crowd.trusted) { /* else it is what the netpoller takes */
+            e->crowd.agreed++;
+            e->crowd.until = now + (e->crowd.agreed >= NP_CROWD_AGREE ? NP_CROWD_FOR : NP_CROWD_LOOK);
         }
     }
+    e->crowd.with_netpoller = 0;
     e->crowd.at = now;
     e->crowd.thread = known ? thread : 0;
     e->crowd.ran = ran;
@@ -64,30 +68,101 @@ static void look_for_crowd(struct np_engine *e, int64_t now) {
 }
 
 int np_crowded(struct np_engine *e, int64_t now) {
+    e->crowd.with_netpoller |= np_get(&e->offload) == NP_BY_NETPOLLER;
     if (now - e->crowd.at >= NP_CROWD_LOOK) {
         look_for_crowd(e, now);
     }
     return now < e->crowd.until;
 }
 
+/* Which way is the best, by what the worker does. */
+static np_sender guess(struct np_engine *e, int64_t each, int64_t turn, int netpoller_may) {
+    int goes_on = e->trial.on && e->trial.usual == NP_BY_NETPOLLER, contended = np_get(&e->contended);
+    if (each >= (goes_on ? NP_WORK_ENOUGH : NP_WORK)) {
+        if (netpoller_may && (goes_on || turn >= NP_LONG_TURN)) {
+            return NP_BY_NETPOLLER;
+        }
+        if (contended) {
+            return NP_BY_WORKER;
+        }
+    }
+    return contended || np_small_turns(e) ? NP_AT_ONCE : NP_BY_WORKER;
+}
+
+static int64_t at_least(int64_t work) { return work > NP_WORK_LEAST ? work : NP_WORK_LEAST; }
+
+static int differs(int64_t work, int64_t before) {
+    int64_t a = at_least(work), b = at_least(before);
+    return a > 2 * b || b > 2 * a;
+}
+
+/* Saturated, or the work has changed: with what was found for such work, or by a guess. */
+static void begin(struct np_engine *e, int64_t now, int64_t each, np_sender guessed, int netpoller_may) {
+    int contended = np_get(&e->contended), first = !e->trial.on;
+    e->window.agreed = 0;
+    if (first && e->trial.known && e->trial.contended == contended && !differs(each, e->trial.began_with) &&
+        (netpoller_may || e->trial.usual != NP_BY_NETPOLLER)) {
+        np_trial_resume(e);
+        return;
+    }
+    if (first) {
+        e->trial.began_with = each;
+    }
+    e->trial.contended = contended;
+    np_trial_begin(e, now, guessed);
+}
+
+/* Whether the way to send is to be chosen anew. */
+static int is_outdated(struct np_engine *e, int64_t now, int64_t each, np_sender guessed, int netpoller_may) {
+    int contended = np_get(&e->contended);
+    if (!e->trial.on) {
+        return 1;
+    }
+    if (contended || e->trial.contended) { /* the clock tells nothing there: by the guess */
+        np_trial_stop(e);
+        return guessed != e->trial.usual || contended != e->trial.contended;
+    }
+    if (!np_trial_window(e, now, guessed, netpoller_may)) {
+        return !netpoller_may && e->trial.usual == NP_BY_NETPOLLER && e->crowd.agreed >= NP_CROWD_AGREE;
+    }
+    if (!e->trial.work) {
+        e->trial.work = at_least(each);
+    }
+    return differs(each, e->trial.work);
+}
+
+/* The worker isn't busy.  Is that only because the netpoller sends for it, and the load as it was? */
+static int spares_time(struct np_engine *e, int64_t elapsed) {
+    if (!e->trial.on || e->trial.by != NP_BY_NETPOLLER || np_get(&e->contended)) {
+        return 0;
+    }
+    if (e->trial.other != e->trial.usual) {
+        return 1; /* which is being found out */
+    }
+    int slow = !e->trial.wall || elapsed * 100 > e->trial.wall * NP_SLOW * e->window.messages;
+    e->window.slow = slow ? e->window.slow + 1 : 0;
+    return e->window.slow < NP_SLOW_AGREE;
+}
+
 static void decide(struct np_engine *e) {
     int64_t now = np_now(), elapsed = now - e->window.since, busy = elapsed - e->window.waited;
     int64_t each = (busy - (int64_t)e->window.bytes / NP_COPIES) / e->window.messages; /* apart from the sending */
     int64_t turn = busy / e->window.writes * np_get(&e->usual_turn);
-    np_sender now_by = e->window.begun;
+    int netpoller_may = e->cpus > 1 && !np_crowded(e, now);
+    np_sender guessed = guess(e, each, turn, netpoller_may);
     np_set(&e->work, each);
-    np_sender with_work = NP_BY_WORKER, with_little = np_get(&e->contended) ? NP_AT_ONCE : NP_BY_WORKER;
-    if (e->cpus > 1 && !np_crowded(e, now) && (now_by == NP_BY_NETPOLLER || turn >= NP_LONG_TURN)) {
-        with_work = NP_BY_NETPOLLER;
+    if (busy * 100 < elapsed * (e->trial.on ? NP_BUSY_ENOUGH : NP_BUSY)) {
+        if (!spares_time(e, elapsed)) {
+            end(e, now);
+            return;
+        }
+    } else {
+        e->window.slow = 0;
     }
-    np_sender then_by = each >= (now_by == NP_BY_NETPOLLER ? NP_WORK_ENOUGH : NP_WORK) ? with_work : with_little;
-    if (busy * 100 < elapsed * (now_by ? NP_BUSY_ENOUGH : NP_BUSY)) {
-        end(e, now);
-    } else if (then_by == now_by) {
+    if (!is_outdated(e, now, each, guessed, netpoller_may)) {
         e->window.agreed = 0;
     } else if (++e->window.agreed >= NP_AGREE) {
-        e->window.begun = np_offload(e, then_by);
-        e->window.agreed = 0;
+        begin(e, now, each, guessed, netpoller_may);
     }
     new_window(e, now);
 }
@@ -104,7 +179,7 @@ np_sender np_hand_over(np_engine *e, np_desc *d, size_t size) {
         decide(e);
     }
     np_sender by = (np_sender)np_get(&e->offload);
-    if (by == NP_AT_ONCE || (by == NP_BY_WORKER && !np_waits_for_turn(e) && !e->switching)) {
+    if (by == NP_AT_ONCE) {
         return NP_AT_ONCE;
     }
     if (by == NP_BY_WORKER && e->turn_writes % NP_BATCH == 0) {
@@ -115,7 +190,7 @@ np_sender np_hand_over(np_engine *e, np_desc *d, size_t size) {
 
 void np_waited(struct np_engine *e, int64_t from, int64_t to) {
     e->window.waited += to - from;
-    if (e->window.begun && to - from >= NP_QUIET) {
+    if (e->trial.on && to - from >= NP_QUIET) {
         end(e, to);
     }
 }

@@ -54,6 +54,8 @@ enum {
     NP_AGREE = 6,        /* windows in a row that must ask for it */
     NP_BUSY = 90,        /* per cent of the time that the worker doesn't wait, to begin */
     NP_BUSY_ENOUGH = 70, /* ... to go on */
+    NP_SLOW = 130,       /* per cent of the time for each message, as it was tried: above that the load is less */
+    NP_SLOW_AGREE = 3,   /* windows in a row that must find that */
     NP_SMALL_TURN = 16,  /* writes in a turn, up to which the worker sends its own at once, and the netpoller looks
                             often: at the end of the turn there would be nothing left to do beside the sending */
     NP_BATCH = 64,       /* writes that the worker sends together at most: the peers wait for them */
@@ -61,13 +63,27 @@ enum {
 /* When the kernel keeps the worker waiting for a CPU. */
 enum {
     NP_CROWD_WAITED = 10, /* per cent of the time that it wanted one */
-    NP_CROWD_AGREE = 2,   /* looks in a row that must find that: once may be the start of a peer */
+    NP_CROWD_AGREE = 3,   /* looks in a row that must find that: once may be the start of a peer */
 };
 #define NP_CROWD_LOOK (50 * 1000000LL)   /* ns between two looks */
 #define NP_CROWD_FOR (4 * NP_CROWD_LOOK) /* ns without the netpoller after that */
+#define NP_CROWD_TRUST (60 * NP_CROWD_LOOK) /* ns with it after a look without it has found nothing */
+/* How another way to send is tried (trial.c). */
+enum {
+    NP_TRIAL_TURNS = 4,  /* turns in a span at least */
+    NP_TRIAL_PAIRS = 16, /* pairs of spans after which it is no better */
+    NP_TRIAL_CLEAR = 30, /* per cent, summed over the pairs, that decide it */
+    NP_TRIAL_MOST = 15,  /* per cent that one pair counts for at most, for the clock, and for the CPU */
+    NP_TRIAL_LEAST = 1,  /* per cent that it has to gain, on the average */
+    NP_TRIAL_CPU = 3,    /* so many per cent of CPU count as one of the clock */
+};
+#define NP_TRIAL_SPAN (4 * 1000000LL)    /* ns of a span at least */
+#define NP_TRIAL_PAUSE (1000 * 1000000LL) /* ns until the next trial, if nothing has changed; it doubles ... */
+#define NP_TRIAL_RARE (8 * 1000000000LL) /* ... up to this */
 #define NP_COPIES 4                  /* bytes that a send copies in a ns */
 #define NP_WORK (10 * 1000LL)        /* ns between two messages, to begin with the netpoller */
 #define NP_WORK_ENOUGH (5 * 1000LL)  /* ... to go on: less by the sends that others do now */
+#define NP_WORK_LEAST (2 * 1000LL)   /* ns: less than this is no other load */
 #define NP_LONG_TURN (140 * 1000LL)  /* ns of a turn, to begin with it: what ends before it looks is a delay only */
 #define NP_QUIET (1000 * 1000LL)     /* ns of one wait that ends it, or without a write: the netpoller must be woken */
 #define NP_NAP (30 * 1000LL)         /* ns between two looks of the netpoller at what the worker has written */
@@ -197,6 +213,11 @@ struct np_read {
     char bytes[];
 };
 
+/* ns for each message, on the clock and of CPU. */
+struct np_cost {
+    int64_t wall, cpu;
+};
+
 /* Connections accepted by the netpoller; under the listener's np_desc.lock. */
 struct np_ring {
     unsigned head, count;
@@ -317,6 +338,7 @@ struct np_engine {
     /* ... worker: wstate = RUNNING, then looks at tick; netpoller: tick = ASLEEP, then looks at wstate */
     _Alignas(64) atomic_uint tick;
     atomic_uint thread_on; /* the netpoller thread serves.  np_thread_start, the thread. */
+    atomic_long netpoller_id; /* np_os_thread of the last one.  It writes; the worker reads (relaxed) */
     /* The netpoller is going to sleep, and how: netpoller: asleep = how, then
      * looks at submitted.any, token, tick, in_total; worker: pushes there, then
      * looks at asleep.  Who swaps it to AWAKE makes the one system call that wakes. */
@@ -370,13 +392,37 @@ struct np_engine {
         int messages; /* of them: what is written to one descriptor, in pieces, before the next is written to */
         size_t bytes;
         int agreed; /* windows in a row */
-        np_sender begun; /* what offload is, if that was decided here */
+        int slow;   /* windows in a row in which there was less to do than the last trial has found */
     } window;      /* worker only: adapt.c */
+    struct {
+        int on;          /* the worker is saturated: offload is `by` */
+        np_sender usual; /* what is best, as far as known */
+        np_sender other; /* what is tried now; usual: nothing is */
+        np_sender by;    /* one of the two */
+        int known;       /* usual has won or stood a trial; else it is a guess */
+        int contended;   /* ... made beside a thread that computes */
+        int64_t wall;    /* ns for each message, as the last trial has found it; 0: none has */
+        int64_t began_with, work; /* ns for each message: before it began; in the first window of the usual way; 0: none yet */
+        int netpoller_may;        /* it could send at the last look */
+        int64_t at, pause;        /* ns: when the next trial begins; how long after it the one after it, if it changes nothing */
+        unsigned count;           /* of trials */
+        int lost;                 /* trials in a row */
+        /* The present span: ns; 0: in its first window. */
+        int64_t from, cpu;
+        long thread; /* the worker's */
+        unsigned writes;
+        int messages;
+        struct np_cost before, tried; /* of the spans before it; before.wall 0: none yet */
+        int64_t gain;                 /* per cent, summed over the pairs */
+        int pairs;
+    } trial; /* worker only: trial.c; read and written in adapt.c, too */
     struct {
         int64_t at, ran, waited; /* np_os_run_delay of the worker, and when */
         long thread;             /* which one that was: it may be another the next time; 0: not known */
+        int with_netpoller;      /* it has sent since: that may be what the worker waits for */
         int64_t until;           /* the netpoller is left alone */
-        int agreed;              /* looks in a row that found it waiting */
+        int64_t trusted;         /* until then only what is found without it counts */
+        int agreed;              /* looks in a row that found the worker waiting, the second without the netpoller */
     } crowd;       /* worker only: adapt.c */
     atomic_int contended; /* np_contended.  Worker writes; the tick reads (relaxed) */
     int switching; /* worker only: np_switch_always */
@@ -461,9 +507,7 @@ static inline int np_small_turns(const struct np_engine *e) { return np_get(&e->
 static inline int np_is_looking(struct np_engine *e) { return np_get(&e->token) == NP_LOOKING; }
 
 /* What is written waits for the end of the turn. */
-static inline int np_waits_for_turn(const struct np_engine *e) {
-    return np_get(&e->offload) == NP_BY_WORKER && (np_get(&e->contended) || !np_small_turns(e));
-}
+static inline int np_waits_for_turn(const struct np_engine *e) { return np_get(&e->offload) == NP_BY_WORKER; }
 
 /* The netpoller thread does all I/O now. */
 static inline int np_offloads(struct np_engine *e) { return e->mode == NP_DEDICATED && np_get_sc(&e->thread_on); }
@@ -527,6 +571,20 @@ void np_drop_inbound(struct np_engine *e, struct np_desc *d);
 void np_waited(struct np_engine *e, int64_t from, int64_t to);
 /* Worker: whether it had to wait for a CPU of late: others want them, too.  Looks at most every NP_CROWD_LOOK. */
 int np_crowded(struct np_engine *e, int64_t now);
+
+/* ---- trial.c ---------------------------------------------------------------------- */
+
+/* Worker: saturated from here on, and this is the usual way until another one has won. */
+void np_trial_begin(struct np_engine *e, int64_t now, np_sender usual);
+/* The same, with what was found the last time. */
+void np_trial_resume(struct np_engine *e);
+/* After each window.  1: the usual way is in use, and nothing is tried.  guessed: what to do if the netpoller is the usual
+ * one, and may not send. */
+int np_trial_window(struct np_engine *e, int64_t now, np_sender guessed, int netpoller_may);
+/* Breaks off a trial that goes on. */
+void np_trial_stop(struct np_engine *e);
+/* No longer saturated. */
+void np_trial_end(struct np_engine *e);
 
 /* ---- listen.c ------------------------------------------------------------------ */
 

@@ -38,6 +38,9 @@ int np_os_quota(const char *root);
 /* The calling thread's number. */
 long np_os_thread(void);
 
+/* ns of CPU that this thread of the process has used; 0 if there is none of that number. */
+int64_t np_os_cpu(long thread);
+
 /* What the kernel's scheduler knows of the calling thread: ns on a CPU, and ns that it
  * was ready to run and waited for one.  0, or -errno where nobody knows. */
 int np_os_run_delay(int64_t *ran, int64_t *waited);

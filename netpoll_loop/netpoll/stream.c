@@ -440,7 +440,7 @@ void np_settle(np_engine *e) {
     if (!e || e->dead || e->mode != NP_AUTO) {
         return;
     }
-    e->window.begun = np_offload(e, NP_AT_ONCE);
+    np_trial_end(e);
     np_send_batch(e);
     unsigned pass = np_get_sc(&e->passes);
     for (unsigned round = 0; pass % 2 && np_get_sc(&e->passes) == pass;) {

@@ -472,6 +472,7 @@ static void run_dedicated(struct np_engine *e) {
 static void *thread_main(void *arg) {
     struct np_engine *e = arg;
     np_sleep_exactly();
+    np_set(&e->netpoller_id, np_os_thread());
     if (e->mode == NP_DEDICATED) {
         run_dedicated(e);
     } else {

@@ -1,0 +1,153 @@
+/* test_trial.c: how NP_AUTO finds out which way to send serves the most. */
+#include "harness.h"
+#include "netpoll_internal.h"
+
+/* An engine whose netpoller does nothing, and the clock that its trials are told. */
+struct simulation {
+    np_engine *e;
+    int64_t now;
+    int64_t each[3]; /* ns for each message, by np_sender */
+    int by[3];       /* windows so far */
+};
+
+static void simulation_begin(struct simulation *s, np_sender usual, int64_t at_once, int64_t by_netpoller, int64_t by_worker) {
+    *s = (struct simulation){np_engine_new(NP_AUTO, NULL), now_ns(), {at_once, by_netpoller, by_worker}, {0}};
+    np_set_sc(&s->e->thread_on, 1u);
+    np_trial_begin(s->e, s->now, usual);
+}
+
+static void simulation_end(struct simulation *s) {
+    np_set_sc(&s->e->thread_on, 0u);
+    np_engine_free(s->e);
+}
+
+/* Windows for so long; how many of them were sent by each is counted. */
+static void simulate(struct simulation *s, int64_t ns, np_sender guessed, int netpoller_may) {
+    memset(s->by, 0, sizeof s->by);
+    for (int64_t until = s->now + ns; s->now < until;) {
+        unsigned by = np_get(&s->e->offload);
+        s->by[by]++;
+        s->now += s->each[by] * NP_WINDOW;
+        s->e->window.writes = s->e->window.messages = NP_WINDOW;
+        (void)np_trial_window(s->e, s->now, guessed, netpoller_may);
+    }
+}
+
+TEST(whatever_is_guessed_the_way_that_serves_the_most_is_found_and_found_again, 30) {
+    for (np_sender guessed = NP_AT_ONCE; guessed <= NP_BY_WORKER; guessed++) {
+        for (np_sender best = NP_AT_ONCE; best <= NP_BY_WORKER; best++) {
+            struct simulation s;
+            simulation_begin(&s, guessed, 20000, 20000, 20000);
+            for (int changes = 0; changes < 3; changes++) {
+                np_sender now_best = (np_sender)((best + (unsigned)changes) % 3);
+                for (int i = 0; i < 3; i++) s.each[i] = i == (int)now_best ? 12000 : 20000;
+                simulate(&s, NP_TRIAL_RARE + 1000 * MS, NP_AT_ONCE, 1);
+                EQ(s.e->trial.usual, now_best);
+                EQ(s.e->trial.known, 1);
+                EQ(s.e->trial.wall, 12000);
+                simulate(&s, 20 * NP_TRIAL_RARE, NP_AT_ONCE, 1); /* the others, now and then */
+                CHECK(s.by[(now_best + 1) % 3] > 0 && s.by[(now_best + 2) % 3] > 0);
+                CHECK(s.by[now_best] > 50 * (s.by[(now_best + 1) % 3] + s.by[(now_best + 2) % 3]));
+            }
+            simulation_end(&s);
+        }
+    }
+}
+
+TEST(what_the_netpoller_may_not_do_it_is_not_tried_with, 30) {
+    struct simulation s;
+    simulation_begin(&s, NP_AT_ONCE, 20000, 10000, 15000);
+    simulate(&s, 1000 * MS, NP_AT_ONCE, 0);
+    EQ(s.by[NP_BY_NETPOLLER], 0);
+    EQ(s.e->trial.usual, NP_BY_WORKER);
+    simulate(&s, 200 * MS, NP_AT_ONCE, 1); /* at once when it may */
+    EQ(s.e->trial.usual, NP_BY_NETPOLLER);
+    for (np_sender guessed = NP_AT_ONCE; guessed <= NP_BY_WORKER; guessed += 2) {
+        simulate(&s, 100 * MS, guessed, 0);
+        CHECK(s.by[NP_BY_NETPOLLER] <= 1);
+        CHECK(s.by[guessed] > 0);
+        EQ(s.by[guessed] + s.by[NP_BY_NETPOLLER], s.by[0] + s.by[1] + s.by[2]);
+        simulate(&s, 100 * MS, guessed, 1);
+        CHECK(s.by[NP_BY_NETPOLLER] > s.by[guessed]);
+        EQ(s.e->trial.usual, NP_BY_NETPOLLER);
+    }
+    simulation_end(&s);
+}
+
+TEST(a_trial_is_broken_off_and_what_was_found_is_kept, 30) {
+    struct simulation s;
+    simulation_begin(&s, NP_AT_ONCE, 20000, 10000, 15000);
+    simulate(&s, 1000 * MS, NP_AT_ONCE, 1);
+    EQ(s.e->trial.usual, NP_BY_NETPOLLER);
+    s.e->trial.at = s.now;
+    while (np_get(&s.e->offload) == NP_BY_NETPOLLER) simulate(&s, 1, NP_AT_ONCE, 1);
+    np_trial_stop(s.e);
+    EQ(np_get(&s.e->offload), NP_BY_NETPOLLER);
+    while (np_get(&s.e->offload) == NP_BY_NETPOLLER) simulate(&s, 1, NP_AT_ONCE, 1);
+    np_trial_end(s.e);
+    EQ(np_get(&s.e->offload), NP_AT_ONCE);
+    np_trial_resume(s.e);
+    EQ(np_get(&s.e->offload), NP_BY_NETPOLLER);
+    np_set_sc(&s.e->thread_on, 0u); /* a fork is coming, say */
+    s.e->trial.at = s.now;
+    simulate(&s, 1000 * MS, NP_AT_ONCE, 1);
+    EQ(s.by[NP_BY_NETPOLLER], s.by[0] + s.by[1] + s.by[2]);
+    s.e->trial.at = s.now; /* another worker thread: its CPU time is another clock */
+    np_set_sc(&s.e->thread_on, 1u);
+    for (int i = 0; i < 1000; i++) {
+        simulate(&s, 1, NP_AT_ONCE, 1);
+        s.e->trial.thread++;
+    }
+    EQ(s.e->trial.pairs, 0);
+    simulation_end(&s);
+}
+
+/* One window of np_hand_over that took so long for each message, so much of it waiting. */
+static void window(np_engine *e, np_desc *d, int64_t each, int64_t waited) {
+    e->window.since = now_ns() - each * NP_WINDOW;
+    e->window.waited = waited * NP_WINDOW;
+    e->window.writes = e->window.messages = NP_WINDOW - 1;
+    e->window.bytes = 0;
+    e->last_written = NULL;
+    (void)np_hand_over(e, d, 1);
+}
+
+TEST(a_worker_with_time_keeps_the_netpoller_while_the_load_is_as_it_was, 30) {
+    int fds[2];
+    pair(fds);
+    for (int known = 0; known <= 1; known++) {
+        np_engine *e = np_engine_new(NP_AUTO, NULL);
+        np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+        e->cpus = 2;
+        e->crowd.at = INT64_MAX;
+        np_set_sc(&e->thread_on, 1u);
+        for (int i = 0; i <= NP_AGREE; i++) window(e, d, 1000000, 0);
+        EQ(np_get(&e->offload), NP_AT_ONCE); /* turns of one write */
+        np_trial_begin(e, now_ns(), NP_BY_NETPOLLER);
+        e->trial.at = INT64_MAX;
+        e->trial.known = known;
+        e->trial.wall = known ? 1000000 : 0;
+        for (int i = 0; i < 10; i++) window(e, d, 1100000, 600000);
+        EQ(np_get(&e->offload), known ? NP_BY_NETPOLLER : NP_AT_ONCE);
+        if (known) {
+            for (int i = 1; i <= NP_SLOW_AGREE; i++) {
+                EQ(np_get(&e->offload), NP_BY_NETPOLLER);
+                window(e, d, 1400000, 600000);
+            }
+            EQ(np_get(&e->offload), NP_AT_ONCE);
+            for (int i = 0; i < NP_AGREE; i++) window(e, d, 1000000, 0); /* what was found for such work */
+            EQ(np_get(&e->offload), NP_BY_NETPOLLER);
+            e->trial.work = 0;
+            window(e, d, 900000, 0);
+            for (int i = 1; i < NP_AGREE; i++) window(e, d, 3000000, 0);
+            EQ(e->trial.known, 1);
+            window(e, d, 3000000, 0); /* other work */
+            EQ(e->trial.known, 0);
+        }
+        np_set_sc(&e->thread_on, 0u);
+        np_close(e, d);
+        np_engine_free(e);
+    }
+    close(fds[0]);
+    close(fds[1]);
+}
