@@ -78,6 +78,7 @@ enum {
     NP_TRIAL_CPU = 3,    /* so many per cent of CPU count as one of the clock */
 };
 #define NP_TRIAL_SPAN (4 * 1000000LL)    /* ns of a span at least */
+#define NP_TRIAL_HOLDS (50 * 1000000LL)  /* ns over which what has won must still be better */
 #define NP_TRIAL_PAUSE (1000 * 1000000LL) /* ns until the next trial, if nothing has changed; it doubles ... */
 #define NP_TRIAL_RARE (8 * 1000000000LL) /* ... up to this */
 #define NP_COPIES 4                  /* bytes that a send copies in a ns */
@@ -402,6 +403,10 @@ struct np_engine {
         int known;       /* usual has won or stood a trial; else it is a guess */
         int contended;   /* ... made beside a thread that computes */
         int64_t wall;    /* ns for each message, as the last trial has found it; 0: none has */
+        np_sender rival;          /* the better one of the others, the last time */
+        int64_t rival_wall;       /* ... ns for each message; 0: not known */
+        int64_t held_from;        /* ns: since when the usual way is compared with that; 0: not yet */
+        int held;                 /* messages since then */
         int64_t began_with, work; /* ns for each message: before it began; in the first window of the usual way; 0: none yet */
         int netpoller_may;        /* it could send at the last look */
         int64_t at, pause;        /* ns: when the next trial begins; how long after it the one after it, if it changes nothing */

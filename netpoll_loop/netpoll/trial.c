@@ -22,6 +22,7 @@ static void begin_span(struct np_engine *e, np_sender by) {
     (void)np_offload(e, by);
     e->trial.by = by;
     e->trial.from = 0; /* its first window still has what was written before, and isn't measured */
+    e->trial.held_from = 0;
 }
 
 static void measure_from(struct np_engine *e, int64_t now) {
@@ -50,16 +51,55 @@ static np_sender next_other(struct np_engine *e, int netpoller_may) {
     return other != NP_BY_NETPOLLER || netpoller_may ? other : (np_sender)((usual + 2 - first) % 3);
 }
 
+/* What the better one of those that aren't the usual way took, the last time. */
+static void note_rival(struct np_engine *e, np_sender by, int64_t wall, int anew) {
+    if (anew || !e->trial.rival_wall || wall < e->trial.rival_wall) {
+        e->trial.rival = by;
+        e->trial.rival_wall = wall;
+    }
+}
+
+/* Between trials: whether the netpoller still serves more than its rival did.  Where it has to share the worker's CPU with
+ * the peers, that shows only in the long run. */
+static int is_worse_than_found(struct np_engine *e, int64_t now) {
+    if (e->trial.usual != NP_BY_NETPOLLER || !e->trial.rival_wall) {
+        return 0;
+    }
+    if (e->trial.held_from) {
+        e->trial.held += e->window.messages;
+        if (now - e->trial.held_from < NP_TRIAL_HOLDS) {
+            return 0;
+        }
+        if ((now - e->trial.held_from) / e->trial.held > e->trial.rival_wall) {
+            return 1;
+        }
+    }
+    e->trial.held_from = now;
+    e->trial.held = 0;
+    return 0;
+}
+
+static void give_up(struct np_engine *e, int64_t now) {
+    e->trial.usual = e->trial.other = e->trial.rival;
+    e->trial.rival_wall = 0;
+    e->trial.lost = 0;
+    e->trial.work = 0;
+    e->trial.at = now + NP_TRIAL_PAUSE;
+    begin_span(e, e->trial.usual);
+}
+
 static void conclude(struct np_engine *e, int64_t now, int wins) {
     e->trial.at = now;
     e->trial.known = 1;
     e->trial.wall = wins ? e->trial.tried.wall : e->trial.before.wall;
     if (wins) {
+        note_rival(e, e->trial.usual, e->trial.before.wall, 1);
         e->trial.usual = e->trial.other;
         e->trial.lost = 0;
         e->trial.work = 0;
         e->trial.pause = NP_TRIAL_PAUSE;
     } else {
+        note_rival(e, e->trial.other, e->trial.tried.wall, !e->trial.lost);
         e->trial.other = e->trial.usual;
         if (++e->trial.lost >= 2) { /* both others */
             e->trial.lost = 0;
@@ -98,7 +138,7 @@ void np_trial_begin(struct np_engine *e, int64_t now, np_sender usual) {
     e->trial.on = 1;
     e->trial.usual = e->trial.other = usual;
     e->trial.known = 0;
-    e->trial.wall = 0;
+    e->trial.wall = e->trial.rival_wall = 0;
     e->trial.lost = 0;
     e->trial.work = 0;
     e->trial.pause = NP_TRIAL_PAUSE;
@@ -141,6 +181,8 @@ int np_trial_window(struct np_engine *e, int64_t now, np_sender guessed, int net
     }
     if (!tries && e->trial.by != e->trial.usual) { /* the netpoller may again */
         begin_span(e, e->trial.usual);
+    } else if (!tries && is_worse_than_found(e, now)) {
+        give_up(e, now);
     } else if (!tries) {
         if (now < e->trial.at || !np_get_sc(&e->thread_on)) {
             return 1;

@@ -102,6 +102,26 @@ TEST(a_trial_is_broken_off_and_what_was_found_is_kept, 30) {
     simulation_end(&s);
 }
 
+TEST(what_has_won_and_gets_worse_is_given_up_soon, 30) {
+    struct simulation s;
+    simulation_begin(&s, NP_AT_ONCE, 20000, 10000, 15000);
+    simulate(&s, 1000 * MS, NP_AT_ONCE, 1);
+    EQ(s.e->trial.usual, NP_BY_NETPOLLER);
+    EQ(s.e->trial.rival, NP_BY_WORKER);
+    s.each[NP_BY_NETPOLLER] = 14000; /* still better */
+    s.e->trial.at = s.now + 1000 * MS;
+    simulate(&s, 500 * MS, NP_AT_ONCE, 1);
+    EQ(s.by[NP_BY_NETPOLLER], s.by[0] + s.by[1] + s.by[2]);
+    s.each[NP_BY_NETPOLLER] = 18000;
+    simulate(&s, 3 * NP_TRIAL_HOLDS, NP_AT_ONCE, 1);
+    EQ(s.e->trial.usual, NP_BY_WORKER);
+    EQ(np_get(&s.e->offload), NP_BY_WORKER);
+    s.each[NP_BY_NETPOLLER] = 10000;
+    simulate(&s, NP_TRIAL_PAUSE + 300 * MS, NP_AT_ONCE, 1);
+    EQ(s.e->trial.usual, NP_BY_NETPOLLER);
+    simulation_end(&s);
+}
+
 /* One window of np_hand_over that took so long for each message, so much of it waiting. */
 static void window(np_engine *e, np_desc *d, int64_t each, int64_t waited) {
     e->window.since = now_ns() - each * NP_WINDOW;
