@@ -79,11 +79,15 @@ static int is_worse_than_found(struct np_engine *e, int64_t now) {
     return 0;
 }
 
-static void give_up(struct np_engine *e, int64_t now) {
-    e->trial.usual = e->trial.other = e->trial.rival;
-    e->trial.rival_wall = 0;
+static void make_usual(struct np_engine *e, np_sender by) {
+    e->trial.usual = e->trial.other = by;
     e->trial.lost = 0;
     e->trial.work = 0;
+}
+
+static void give_up(struct np_engine *e, int64_t now) {
+    make_usual(e, e->trial.rival);
+    e->trial.rival_wall = 0;
     e->trial.at = now + NP_TRIAL_PAUSE;
     begin_span(e, e->trial.usual);
 }
@@ -94,9 +98,7 @@ static void conclude(struct np_engine *e, int64_t now, int wins) {
     e->trial.wall = wins ? e->trial.tried.wall : e->trial.before.wall;
     if (wins) {
         note_rival(e, e->trial.usual, e->trial.before.wall, 1);
-        e->trial.usual = e->trial.other;
-        e->trial.lost = 0;
-        e->trial.work = 0;
+        make_usual(e, e->trial.other);
         e->trial.pause = NP_TRIAL_PAUSE;
     } else {
         note_rival(e, e->trial.other, e->trial.tried.wall, !e->trial.lost);
@@ -135,12 +137,10 @@ static void end_span(struct np_engine *e, int64_t now) {
 }
 
 void np_trial_begin(struct np_engine *e, int64_t now, np_sender usual) {
+    make_usual(e, usual);
     e->trial.on = 1;
-    e->trial.usual = e->trial.other = usual;
     e->trial.known = 0;
     e->trial.wall = e->trial.rival_wall = 0;
-    e->trial.lost = 0;
-    e->trial.work = 0;
     e->trial.pause = NP_TRIAL_PAUSE;
     if (e->trial.at != INT64_MAX) {
         e->trial.at = now;

@@ -54,6 +54,12 @@ TEST(whatever_is_guessed_the_way_that_serves_the_most_is_found_and_found_again, 
     }
 }
 
+static void the_netpoller_wins(struct simulation *s) {
+    simulation_begin(s, NP_AT_ONCE, 20000, 10000, 15000);
+    simulate(s, 1000 * MS, NP_AT_ONCE, 1);
+    EQ(s->e->trial.usual, NP_BY_NETPOLLER);
+}
+
 TEST(what_the_netpoller_may_not_do_it_is_not_tried_with, 30) {
     struct simulation s;
     simulation_begin(&s, NP_AT_ONCE, 20000, 10000, 15000);
@@ -76,9 +82,7 @@ TEST(what_the_netpoller_may_not_do_it_is_not_tried_with, 30) {
 
 TEST(a_trial_is_broken_off_and_what_was_found_is_kept, 30) {
     struct simulation s;
-    simulation_begin(&s, NP_AT_ONCE, 20000, 10000, 15000);
-    simulate(&s, 1000 * MS, NP_AT_ONCE, 1);
-    EQ(s.e->trial.usual, NP_BY_NETPOLLER);
+    the_netpoller_wins(&s);
     s.e->trial.at = s.now;
     while (np_get(&s.e->offload) == NP_BY_NETPOLLER) simulate(&s, 1, NP_AT_ONCE, 1);
     np_trial_stop(s.e);
@@ -104,9 +108,7 @@ TEST(a_trial_is_broken_off_and_what_was_found_is_kept, 30) {
 
 TEST(what_has_won_and_gets_worse_is_given_up_soon, 30) {
     struct simulation s;
-    simulation_begin(&s, NP_AT_ONCE, 20000, 10000, 15000);
-    simulate(&s, 1000 * MS, NP_AT_ONCE, 1);
-    EQ(s.e->trial.usual, NP_BY_NETPOLLER);
+    the_netpoller_wins(&s);
     EQ(s.e->trial.rival, NP_BY_WORKER);
     s.each[NP_BY_NETPOLLER] = 14000; /* still better */
     s.e->trial.at = s.now + 1000 * MS;
