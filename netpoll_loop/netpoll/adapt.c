@@ -3,21 +3,23 @@
  * While the worker has time, each is sent at once.  When Python is the
  * bottleneck, when the worker hardly ever waits, several are sent in a batch:
  * the peers are woken once for many of them, and what was written to one
- * descriptor in pieces leaves in one.  Who sends it, depends on how much the
+ * descriptor in pieces leaves in one.  Who sends it is guessed here, until
+ * trial.c has found out.  The guess depends on how much the
  * worker does for each message, which is what it writes to one descriptor before
  * it writes to another.  With enough for each, and turns that last, it is the
  * netpoller, which naps and looks, beside Python.  With little the worker sends by
  * itself, at the end of its turn, or of NP_BATCH writes; and at once in small
  * turns, so that the peers have something to do meanwhile.  Busyness and work are
  * looked at in windows of NP_WINDOW writes, one clock call each; NP_AGREE windows
- * must agree to change anything but that the worker is no longer busy: that ends
- * it at once, and so does a single wait of NP_QUIET.
+ * must agree to change the guess.  That the worker is no longer busy ends all of
+ * it at once, unless that is the netpoller's doing; so does a single wait of
+ * NP_QUIET.
  *
  * Where others want the CPUs, too, what the netpoller runs for is taken from
  * them, from the peers, or from the worker itself.  The kernel knows whether
  * the worker waits for a CPU (schedstat): if it does, it sends by itself, for as
- * long as that lasts.  Alone on two CPUs it doesn't, whatever the netpoller and
- * the peers share.
+ * long as that lasts.  But it may be the netpoller itself that takes the CPU from
+ * it: so a look without the netpoller decides.
  *
  * Beside a thread that computes the worker has the GIL for part of the time,
  * and what it does with it is all that counts.  Where it sends by itself, and
