@@ -18,8 +18,11 @@
  * Where others want the CPUs, too, what the netpoller runs for is taken from
  * them, from the peers, or from the worker itself.  The kernel knows whether
  * the worker waits for a CPU (schedstat): if it does, it sends by itself, for as
- * long as that lasts.  But it may be the netpoller itself that takes the CPU from
- * it: so a look without the netpoller decides.
+ * long as that lasts.  But it may be the netpoller's doing: where it wakes a peer
+ * again and again, the kernel likes to move that to the worker's CPU, and never
+ * takes it back, for the netpoller's own naps are too short to count as idle.  So
+ * worker and netpoller change places first, and if that doesn't help, a look
+ * without the netpoller decides.
  *
  * Beside a thread that computes the worker has the GIL for part of the time,
  * and what it does with it is all that counts.  Where it sends by itself, and
@@ -42,9 +45,24 @@ static void new_window(struct np_engine *e, int64_t now) {
 static void end(struct np_engine *e, int64_t now) {
     if (e->trial.on) {
         np_trial_end(e);
+        e->trial.ended = now;
     }
     e->window.agreed = 0;
     new_window(e, now);
+}
+
+/* The worker waits for a peer that the kernel has put on its CPU, while the netpoller's is half idle: its naps are too short
+ * for the kernel to take that for idle.  1: the two have changed places, so that the peer is beside the netpoller. */
+static int change_places(struct np_engine *e, int64_t now) {
+    if (now - e->crowd.moved >= NP_CROWD_FOR) {
+        e->crowd.moves = 0;
+    }
+    if (np_get(&e->offload) != NP_BY_NETPOLLER || e->crowd.moves >= NP_CROWD_MOVES) {
+        return 0;
+    }
+    e->crowd.moves++;
+    e->crowd.moved = now;
+    return np_os_change_places(np_get(&e->netpoller_id), np_get(&e->netpoller_cpu)) == 0;
 }
 
 static void look_for_crowd(struct np_engine *e, int64_t now) {
@@ -56,7 +74,9 @@ static void look_for_crowd(struct np_engine *e, int64_t now) {
         int crowded = has_waited * 100 > wanted * NP_CROWD_WAITED;
         if (!crowded) {
             e->crowd.trusted = e->crowd.agreed && !e->crowd.with_netpoller ? now + NP_CROWD_TRUST : e->crowd.trusted;
-            e->crowd.agreed = 0;
+            e->crowd.agreed = e->crowd.moves = 0;
+        } else if (change_places(e, now)) {
+            known = np_os_run_delay(&ran, &waited) == 0; /* it has waited for that */
         } else if (!e->crowd.with_netpoller || now >= e->crowd.trusted) { /* else it is what the netpoller takes */
             e->crowd.agreed++;
             e->crowd.until = now + (e->crowd.agreed >= NP_CROWD_AGREE ? NP_CROWD_FOR : NP_CROWD_LOOK);
@@ -71,7 +91,7 @@ static void look_for_crowd(struct np_engine *e, int64_t now) {
 
 int np_crowded(struct np_engine *e, int64_t now) {
     e->crowd.with_netpoller |= np_get(&e->offload) == NP_BY_NETPOLLER;
-    if (now - e->crowd.at >= NP_CROWD_LOOK) {
+    if (now - e->crowd.at >= (np_get(&e->offload) == NP_BY_NETPOLLER ? NP_CROWD_SOON : NP_CROWD_LOOK)) {
         look_for_crowd(e, now);
     }
     return now < e->crowd.until;
@@ -102,7 +122,8 @@ static int differs(int64_t work, int64_t before) {
 static void begin(struct np_engine *e, int64_t now, int64_t each, np_sender guessed, int netpoller_may) {
     int contended = np_get(&e->contended), first = !e->trial.on;
     e->window.agreed = 0;
-    if (first && e->trial.known && e->trial.contended == contended && !differs(each, e->trial.began_with) &&
+    int same = now - e->trial.ended < NP_TRIAL_SAME || !differs(each, e->trial.began_with);
+    if (first && e->trial.known && e->trial.contended == contended && same &&
         (netpoller_may || e->trial.usual != NP_BY_NETPOLLER)) {
         np_trial_resume(e);
         return;

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <netinet/in.h>
+#include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
@@ -254,6 +255,46 @@ int np_os_run_delay(int64_t *ran, int64_t *waited) {
     *ran = a;
     *waited = b;
     return 0;
+}
+
+void np_os_be_patient(void) {
+    struct sched_param param;
+    int policy;
+    if (pthread_getschedparam(pthread_self(), &policy, &param) == 0 && policy == SCHED_OTHER) {
+        (void)pthread_setschedparam(pthread_self(), SCHED_BATCH, &param);
+    }
+}
+
+int np_os_where(void) { return sched_getcpu(); }
+
+static int move(pid_t thread, const cpu_set_t *to, const cpu_set_t *may) {
+    int rc = sched_setaffinity(thread, sizeof *to, to) < 0 ? -errno : 0;
+    if (rc == 0) {
+        (void)sched_setaffinity(thread, sizeof *may, may);
+    }
+    return rc;
+}
+
+int np_os_change_places(long thread, int where) {
+    int here = np_os_where();
+    cpu_set_t may, other_may, to, other_to;
+    if (sched_getaffinity(0, sizeof may, &may) < 0 || sched_getaffinity((pid_t)thread, sizeof other_may, &other_may) < 0) {
+        return -errno;
+    }
+    if (here == where) {
+        other_to = other_may;
+        CPU_CLR(here, &other_to);
+        return move((pid_t)thread, &other_to, &other_may);
+    }
+    if (here < 0 || where < 0 || !CPU_ISSET(where, &may) || !CPU_ISSET(here, &other_may)) {
+        return -EINVAL;
+    }
+    CPU_ZERO(&to);
+    CPU_SET(where, &to);
+    CPU_ZERO(&other_to);
+    CPU_SET(here, &other_to);
+    int rc = move(0, &to, &may);
+    return rc < 0 ? rc : move((pid_t)thread, &other_to, &other_may);
 }
 
 int np_os_cpus(void) {

@@ -64,8 +64,10 @@ enum {
 enum {
     NP_CROWD_WAITED = 10, /* per cent of the time that it wanted one */
     NP_CROWD_AGREE = 3,   /* looks in a row that must find that: once may be the start of a peer */
+    NP_CROWD_MOVES = 3,   /* times in a row that it changes places with the netpoller first */
 };
 #define NP_CROWD_LOOK (50 * 1000000LL)   /* ns between two looks */
+#define NP_CROWD_SOON (10 * 1000000LL)   /* ... while the netpoller sends */
 #define NP_CROWD_FOR (4 * NP_CROWD_LOOK) /* ns without the netpoller after that */
 #define NP_CROWD_TRUST (60 * NP_CROWD_LOOK) /* ns with it after a look without it has found nothing */
 /* How another way to send is tried (trial.c). */
@@ -81,6 +83,7 @@ enum {
 #define NP_TRIAL_HOLDS (50 * 1000000LL)  /* ns over which what has won must still be better */
 #define NP_TRIAL_PAUSE (1000 * 1000000LL) /* ns until the next trial, if nothing has changed; it doubles ... */
 #define NP_TRIAL_RARE (8 * 1000000000LL) /* ... up to this */
+#define NP_TRIAL_SAME (100 * 1000000LL) /* ns without saturation after which it may be other work */
 #define NP_COPIES 4                  /* bytes that a send copies in a ns */
 #define NP_WORK (10 * 1000LL)        /* ns between two messages, to begin with the netpoller */
 #define NP_WORK_ENOUGH (5 * 1000LL)  /* ... to go on: less by the sends that others do now */
@@ -340,6 +343,7 @@ struct np_engine {
     _Alignas(64) atomic_uint tick;
     atomic_uint thread_on; /* the netpoller thread serves.  np_thread_start, the thread. */
     atomic_long netpoller_id; /* np_os_thread of the last one.  It writes; the worker reads (relaxed) */
+    atomic_int netpoller_cpu; /* np_os_where of late.  The same */
     /* The netpoller is going to sleep, and how: netpoller: asleep = how, then
      * looks at submitted.any, token, tick, in_total; worker: pushes there, then
      * looks at asleep.  Who swaps it to AWAKE makes the one system call that wakes. */
@@ -401,6 +405,7 @@ struct np_engine {
         np_sender other; /* what is tried now; usual: nothing is */
         np_sender by;    /* one of the two */
         int known;       /* usual has won or stood a trial; else it is a guess */
+        int64_t ended;   /* ns: when the worker was no longer saturated, the last time */
         int contended;   /* ... made beside a thread that computes */
         int64_t wall;    /* ns for each message, as the last trial has found it; 0: none has */
         np_sender rival;          /* the better one of the others, the last time */
@@ -425,6 +430,8 @@ struct np_engine {
         int64_t at, ran, waited; /* np_os_run_delay of the worker, and when */
         long thread;             /* which one that was: it may be another the next time; 0: not known */
         int with_netpoller;      /* it has sent since: that may be what the worker waits for */
+        int moves;               /* in a row that have not helped */
+        int64_t moved;           /* ns: the last one */
         int64_t until;           /* the netpoller is left alone */
         int64_t trusted;         /* until then only what is found without it counts */
         int agreed;              /* looks in a row that found the worker waiting, the second without the netpoller */
@@ -574,7 +581,7 @@ void np_drop_inbound(struct np_engine *e, struct np_desc *d);
 
 /* The worker was parked: ns of CLOCK_MONOTONIC. */
 void np_waited(struct np_engine *e, int64_t from, int64_t to);
-/* Worker: whether it had to wait for a CPU of late: others want them, too.  Looks at most every NP_CROWD_LOOK. */
+/* Worker: whether it had to wait for a CPU of late: others want them, too.  Looks at most every NP_CROWD_SOON. */
 int np_crowded(struct np_engine *e, int64_t now);
 
 /* ---- trial.c ---------------------------------------------------------------------- */

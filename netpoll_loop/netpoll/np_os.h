@@ -45,6 +45,16 @@ int64_t np_os_cpu(long thread);
  * was ready to run and waited for one.  0, or -errno where nobody knows. */
 int np_os_run_delay(int64_t *ran, int64_t *waited);
 
+/* The calling thread never takes a CPU from a thread that runs, only because it has been woken.  Best effort. */
+void np_os_be_patient(void);
+
+/* The CPU that the calling thread is on; -1 where nobody knows. */
+int np_os_where(void);
+
+/* The calling thread and that one, which is on CPU `where`, change places; if they share a CPU, that one goes to another.
+ * Which CPUs the two may use stays as it was.  0 or -errno: -EINVAL where they may not. */
+int np_os_change_places(long thread, int where);
+
 /* 0 or -errno. */
 int np_os_create(struct np_os *os);
 

@@ -334,6 +334,7 @@ static void serve_worker(struct np_engine *e, int64_t deadline_ns) {
     while (now < deadline_ns && !stopped(e)) {
         if (np_get_sc(&e->due) || e->hot_head) {
             np_set_sc(&e->due, 0u);
+            np_set(&e->netpoller_cpu, np_os_where());
             begin_pass(e);
             serve_submitted(e);
             serve_hot(e);
@@ -476,6 +477,7 @@ static void *thread_main(void *arg) {
     if (e->mode == NP_DEDICATED) {
         run_dedicated(e);
     } else {
+        np_os_be_patient(); /* else a peer that we wake loses its CPU to us at the end of our next nap */
         run_ticks(e);
     }
     return NULL;

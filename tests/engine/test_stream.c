@@ -1179,6 +1179,124 @@ TEST(while_the_worker_waits_for_a_cpu_it_sends_by_itself, 60) {
     engine_end(e);
 }
 
+struct peer {
+    pthread_t thread;
+    atomic_long id;
+    atomic_int where, stop;
+};
+
+static void *go_about(void *arg) {
+    struct peer *p = arg;
+    while (!np_get_sc(&p->stop)) {
+        np_set_sc(&p->where, np_os_where());
+        np_set_sc(&p->id, np_os_thread());
+        sched_yield();
+    }
+    return NULL;
+}
+
+static void peer_begin(struct peer *p) {
+    *p = (struct peer){0};
+    EQ(pthread_create(&p->thread, NULL, go_about, p), 0);
+    while (!np_get_sc(&p->id)) sched_yield();
+}
+
+static void peer_end(struct peer *p) {
+    np_set_sc(&p->stop, 1);
+    EQ(pthread_join(p->thread, NULL), 0);
+}
+
+static cpu_set_t cpus_of(long thread) {
+    cpu_set_t set;
+    EQ(sched_getaffinity((pid_t)thread, sizeof set, &set), 0);
+    return set;
+}
+
+TEST(two_threads_change_places_and_may_use_the_cpus_that_they_might, 60) {
+    struct peer p;
+    peer_begin(&p);
+    long id = np_get_sc(&p.id);
+    cpu_set_t mine = cpus_of(0), its = cpus_of(id), after, here;
+    int can = CPU_COUNT(&mine) > 1;
+    for (int i = 0; i < 200; i++) {
+        int where = i % 2 ? np_get_sc(&p.where) : np_os_where(); /* another CPU, likely; and ours */
+        EQ(np_os_change_places(id, where) == 0, can);
+        after = cpus_of(0);
+        CHECK(CPU_EQUAL(&after, &mine));
+        after = cpus_of(id);
+        CHECK(CPU_EQUAL(&after, &its));
+    }
+    EQ(np_os_change_places(1L << 30, -1), -ESRCH);
+    int cpu = np_os_where();
+    CHECK(cpu >= 0 && CPU_ISSET(cpu, &mine));
+    CPU_ZERO(&here);
+    CPU_SET(cpu, &here);
+    EQ(sched_setaffinity(0, sizeof here, &here), 0);
+    EQ(np_os_change_places(id, cpu + 1), -EINVAL); /* we may not be there */
+    EQ(np_os_change_places(id, -1), -EINVAL);
+    after = cpus_of(0);
+    CHECK(CPU_EQUAL(&after, &here));
+    EQ(sched_setaffinity(0, sizeof mine, &mine), 0);
+    EQ(sched_setaffinity((pid_t)id, sizeof here, &here), 0);
+    CHECK(np_os_change_places(id, cpu) < 0 || !can); /* nor can it be anywhere else */
+    after = cpus_of(id);
+    CHECK(CPU_EQUAL(&after, &here));
+    peer_end(&p);
+}
+
+TEST(a_worker_that_waits_beside_the_netpoller_changes_places_with_it_first, 60) {
+    struct peer p;
+    peer_begin(&p);
+    np_engine *e = np_engine_new(NP_AUTO, NULL);
+    int64_t now = now_ns(), ran, waited;
+    static const struct {
+        int64_t waited;  /* ms, and ran the rest of 100 */
+        np_sender by;
+        int moves, agreed;
+        int64_t then;    /* until the next look */
+    } looks[] = {{50, NP_BY_NETPOLLER, 1, 0, NP_CROWD_SOON}, {50, NP_BY_NETPOLLER, 2, 0, NP_CROWD_SOON},
+                 {50, NP_BY_NETPOLLER, 3, 0, NP_CROWD_SOON}, {50, NP_BY_NETPOLLER, 3, 1, NP_CROWD_LOOK},
+                 {0, NP_AT_ONCE, 0, 0, NP_CROWD_LOOK},       {50, NP_AT_ONCE, 0, 1, NP_CROWD_LOOK},
+                 {50, NP_BY_NETPOLLER, 1, 1, NP_CROWD_SOON}, {0, NP_BY_NETPOLLER, 0, 0, NP_CROWD_SOON},
+                 {50, NP_BY_NETPOLLER, 1, 0, NP_CROWD_SOON}, {50, NP_BY_NETPOLLER, 2, 0, NP_CROWD_FOR},
+                 {50, NP_BY_NETPOLLER, 1, 0, NP_CROWD_SOON}};
+    np_set(&e->netpoller_id, np_get_sc(&p.id));
+    EQ(np_crowded(e, now), 0);
+    now += NP_CROWD_LOOK;
+    int can = np_os_cpus() > 1;
+    for (size_t i = 0; i < sizeof looks / sizeof *looks && can; i++) {
+        np_set(&e->offload, (unsigned)looks[i].by);
+        np_set(&e->netpoller_cpu, np_get_sc(&p.where));
+        EQ(np_os_run_delay(&ran, &waited), 0);
+        e->crowd.ran = ran - (100 - looks[i].waited) * MS;
+        e->crowd.waited = waited - looks[i].waited * MS;
+        e->crowd.with_netpoller = 0;
+        e->crowd.until = 0;
+        int64_t before = e->crowd.at, sooner = looks[i].by == NP_BY_NETPOLLER ? NP_CROWD_SOON : NP_CROWD_LOOK;
+        (void)np_crowded(e, before + sooner - 1);
+        EQ(e->crowd.at, before); /* too early */
+        EQ(np_crowded(e, now), looks[i].agreed > 0 && looks[i].moves % NP_CROWD_MOVES == 0);
+        EQ(e->crowd.moves, looks[i].moves);
+        EQ(e->crowd.agreed, looks[i].agreed);
+        EQ(e->crowd.at, now);
+        now += looks[i].then;
+    }
+    np_engine_free(e);
+    peer_end(&p);
+}
+
+TEST(the_netpoller_of_auto_does_not_preempt, 30) {
+    for (np_mode mode = NP_AUTO; mode <= NP_DEDICATED; mode++) {
+        np_engine *e = engine_of(mode);
+        while (!np_get(&e->netpoller_id)) sleep_ms(1);
+        for (int i = 0; i < 5000 && mode == NP_AUTO && sched_getscheduler((pid_t)np_get(&e->netpoller_id)) != SCHED_BATCH; i++) {
+            sleep_ms(1);
+        }
+        EQ(sched_getscheduler((pid_t)np_get(&e->netpoller_id)), mode == NP_AUTO ? SCHED_BATCH : SCHED_OTHER);
+        engine_end(e);
+    }
+}
+
 static void put(const char *root, const char *name, const char *text) {
     char path[200];
     snprintf(path, sizeof path, "%s/%s", root, name);
