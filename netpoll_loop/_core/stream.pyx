@@ -632,7 +632,7 @@ cdef class StreamTransport(SocketTransport):
         """
         cdef np_sender sender = np_hand_over(self.loop.engine, self.desc, size)
         cdef bint again
-        if self.writing or self.let_go:
+        if self.let_go or (self.writing and sender != NP_BY_NETPOLLER):
             return BY_ITSELF
         if size < LARGE_WRITE:
             return WITH_THE_TURN if sender != NP_AT_ONCE else BY_ITSELF

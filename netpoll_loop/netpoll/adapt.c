@@ -208,7 +208,8 @@ np_sender np_hand_over(np_engine *e, np_desc *d, size_t size) {
     if (by == NP_BY_WORKER && e->turn_writes % NP_BATCH == 0) {
         np_send_batch(e);
     }
-    return np_get(&d->writable) || np_get(&d->pending) ? by : NP_AT_ONCE;
+    /* In this order: the netpoller, when all is sent, makes it writable again, then clears pending. */
+    return np_get_acq(&d->pending) || np_get(&d->writable) ? by : NP_AT_ONCE;
 }
 
 void np_waited(struct np_engine *e, int64_t from, int64_t to) {

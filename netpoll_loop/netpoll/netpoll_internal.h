@@ -94,6 +94,7 @@ enum {
 #define NP_NAP_LONG (60 * 1000LL)    /* ... unless the turns are small */
 #define NP_NAP_LONGEST (120 * 1000LL) /* ... at most, with much work for each message */
 #define NP_OWN_LOOK (1000 * 1000LL)   /* ns after which np_poll polls although the netpoller looks */
+#define NP_LEAVE (200 * 1000LL)        /* ns that the worker waits for the netpoller to send, before it does it by itself */
 #define NP_LOOK_BACK (20 * 1000000LL) /* ns of waiting after which the worker looks for what it has sent */
 
 /* When the worker looks around before it sleeps (park.c); measured, see docs/performance.md. */
@@ -356,6 +357,8 @@ struct np_engine {
     /* NP_AUTO: what was submitted is to be sent now: worker: due = 1, then looks
      * at asleep; netpoller: asleep = how, then looks at due. */
     atomic_uint due;
+    atomic_uint napping; /* 1: the netpoller (NP_AUTO) waits a moment for the worker to hand over more; a futex.  It: napping = 1,
+                            then looks at due; worker: due = 1, then, with nothing else to do, looks at napping */
 
     /* Netpoller to worker: descriptors with events (also worker to itself). */
     _Alignas(64) struct np_mailbox ready;
@@ -382,6 +385,8 @@ struct np_engine {
     int64_t polled;      /* worker only: ns, when np_poll last polled although the netpoller had looked */
     unsigned batched;           /* worker only: submitted in this turn */
     int given;                  /* worker only: make_due since the last look at what came of it: np_park */
+    int left;                   /* worker only: it has parked, and left what was submitted to the netpoller ... */
+    unsigned left_at;           /* ... at this number of passes */
     unsigned turn_writes;       /* worker only: np_hand_over in this turn */
     atomic_uint usual_turn;     /* ... in the larger ones of late: between them come small ones, of what could be
                                    answered before the batch was sent.  Worker writes; the tick reads (relaxed) */
@@ -619,5 +624,7 @@ int np_ready(struct np_engine *e, struct np_desc *d, unsigned bits);
 int np_submit(struct np_engine *e, struct np_desc *d, unsigned bits);
 /* Wakes the netpoller if it sleeps. */
 void np_kick_netpoller(struct np_engine *e);
+/* Worker: ... if it naps. */
+void np_end_nap(struct np_engine *e);
 
 #endif

@@ -125,15 +125,17 @@ static unsigned dispatch(struct np_engine *e, const struct np_os_event *ev, np_e
         if (bits & NP_W) {
             /* Without the lock in the common case: with nothing queued nobody
              * but this thread can be about to send or clear `writable`. */
-            int asked = 0;
+            int asked = 0, others = 0;
             if (!np_get(&d->writable) || np_get(&d->pending)) {
                 np_lock(e, d);
+                /* The netpoller is sending, and looks at it when it is full, or is to send, since it was writable before. */
+                others = d->sending || (np_get(&d->writable) && np_get(&e->offload) == NP_BY_NETPOLLER);
                 np_set(&d->writable, 1);
                 asked = d->asked_w;
                 d->asked_w = 0;
                 np_unlock(e, d);
             }
-            if (!asked && !np_get(&d->pending) && !np_get(&d->send_err) && !(bits & NP_ERR)) {
+            if (!asked && (others || !np_get(&d->pending)) && !np_get(&d->send_err) && !(bits & NP_ERR)) {
                 bits &= ~NP_W;
             }
         }
@@ -359,6 +361,22 @@ static void note_look(struct np_engine *e, int found) {
     }
 }
 
+/* What the netpoller has not sent yet it sends now, though we have the time: the kernel moves a peer that we wake to our CPU,
+ * where it stays, while the netpoller's is free.  0: it does not come, or need not. */
+static int leave_to_netpoller(struct np_engine *e) {
+    if (np_get(&e->offload) != NP_BY_NETPOLLER || !np_get_sc(&e->submitted.any)) {
+        return 0;
+    }
+    unsigned passes = np_get_sc(&e->passes);
+    if (e->left && e->left_at == passes) {
+        return 0;
+    }
+    e->left = 1;
+    e->left_at = passes;
+    np_end_nap(e);
+    return 1;
+}
+
 int np_park(np_engine *e, np_event *out, int max, int64_t deadline_ns) {
     if (!e || e->dead || !out || max <= 0) {
         return 0;
@@ -366,9 +384,12 @@ int np_park(np_engine *e, np_event *out, int max, int64_t deadline_ns) {
     int n;
     count_turn(e);
     np_end_batch(e);
-    np_send_left(e); /* what the netpoller is to send at its next look */
+    int left = leave_to_netpoller(e);
+    if (!left) {
+        np_send_left(e);
+    }
     int64_t from = np_now();
-    int64_t look_back = e->given ? from + NP_LOOK_BACK : -1;
+    int64_t look_back = left ? from + NP_LEAVE : e->given ? from + NP_LOOK_BACK : -1;
     if (look_back >= 0 && (deadline_ns < 0 || look_back < deadline_ns)) {
         deadline_ns = look_back;
     }

@@ -227,6 +227,13 @@ static void make_due(struct np_engine *e) {
     np_kick_netpoller(e);
 }
 
+void np_end_nap(struct np_engine *e) {
+    if (np_get_sc(&e->napping) && np_swap_sc(&e->napping, 0u)) {
+        atomic_fetch_add_explicit(&e->wakeups, 1, memory_order_relaxed);
+        np_futex_wake(&e->napping);
+    }
+}
+
 int np_submit(struct np_engine *e, struct np_desc *d, unsigned bits) {
     if (!np_get_sc(&e->thread_on)) {
         return 0;
@@ -327,6 +334,15 @@ static int64_t nap_length(struct np_engine *e) {
     return half < least ? least : half < NP_NAP_LONGEST ? half : NP_NAP_LONGEST;
 }
 
+/* Until there is something to send that the worker won't do more for: np_end_nap. */
+static void nap(struct np_engine *e, int64_t until_ns) {
+    np_set_sc(&e->napping, 1u);
+    if (!np_get_sc(&e->due)) {
+        (void)np_futex_wait(&e->napping, 1u, until_ns);
+    }
+    np_set_sc(&e->napping, 0u);
+}
+
 /* Sends what the worker has handed over, and what it hands over until the deadline, the next tick.  While it does, we nap
  * and look again: to wake us would cost the worker an interrupt each time. */
 static void serve_worker(struct np_engine *e, int64_t deadline_ns) {
@@ -342,7 +358,7 @@ static void serve_worker(struct np_engine *e, int64_t deadline_ns) {
             end_pass(e);
             naps_until = now + NP_QUIET;
         } else if (now < naps_until && np_get(&e->offload) == NP_BY_NETPOLLER) {
-            np_nap(nap_length(e));
+            nap(e, now + nap_length(e));
         } else {
             return;
         }

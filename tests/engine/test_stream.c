@@ -1100,6 +1100,7 @@ TEST(a_worker_that_has_nothing_to_do_sends_what_the_netpoller_has_not_seen, 10) 
     np_engine *e = np_engine_new(NP_AUTO, NULL); /* without its thread: it naps for ever */
     int fds[2];
     np_event ev[4];
+    np_stats s;
     char c;
     pair(fds);
     np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
@@ -1110,14 +1111,31 @@ TEST(a_worker_that_has_nothing_to_do_sends_what_the_netpoller_has_not_seen, 10) 
         EQ(np_queue(e, d, "x", 1, NULL), 0);
         (void)np_poll(e, ev, 4);
         EQ(np_pending(d), 1u);
-        if (parks) {
+        if (parks) { /* first it calls the netpoller */
+            np_set_sc(&e->napping, 1u);
+            int64_t from = now_ns();
+            turn(e, ev, 4, 5000);
+            CHECK(now_ns() - from < 4000 * MS);
+            EQ(np_get_sc(&e->napping), 0u);
+            np_get_stats(e, &s);
+            EQ(s.wakeups, 1);
+            EQ(np_pending(d), 1u);
             turn(e, ev, 4, 1);
+            np_get_stats(e, &s);
+            EQ(s.wakeups, 1);
         } else {
             np_send_left(e);
         }
         EQ(np_pending(d), 0u);
         EQ(recv(fds[1], &c, 1, MSG_DONTWAIT), 1);
     }
+    EQ(np_queue(e, d, "x", 1, NULL), 0); /* it has come meanwhile: it is left to it again */
+    np_set_sc(&e->passes, np_get_sc(&e->passes) + 2);
+    turn(e, ev, 4, 5000);
+    EQ(np_pending(d), 1u);
+    turn(e, ev, 4, 1);
+    EQ(np_pending(d), 0u);
+    EQ(recv(fds[1], &c, 1, MSG_DONTWAIT), 1);
     np_set_sc(&e->thread_on, 0u);
     np_close(e, d);
     close(fds[0]);
