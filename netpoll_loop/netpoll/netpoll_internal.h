@@ -385,8 +385,8 @@ struct np_engine {
     int64_t polled;      /* worker only: ns, when np_poll last polled although the netpoller had looked */
     unsigned batched;           /* worker only: submitted in this turn */
     int given;                  /* worker only: make_due since the last look at what came of it: np_park */
-    int left;                   /* worker only: it has parked, and left what was submitted to the netpoller ... */
-    unsigned left_at;           /* ... at this number of passes */
+    int64_t left_since;         /* worker only: ns; since it parks, and leaves what was submitted to the netpoller; 0: it doesn't */
+    uint64_t left_at;           /* ... after so many system calls of the netpoller */
     unsigned turn_writes;       /* worker only: np_hand_over in this turn */
     atomic_uint usual_turn;     /* ... in the larger ones of late: between them come small ones, of what could be
                                    answered before the batch was sent.  Worker writes; the tick reads (relaxed) */
