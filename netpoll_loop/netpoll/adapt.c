@@ -141,12 +141,13 @@ static int is_outdated(struct np_engine *e, int64_t now, int64_t each, np_sender
     if (!e->trial.on) {
         return 1;
     }
-    if (contended || e->trial.contended) { /* the clock tells nothing there: by the guess */
+    int crowded = e->crowd.agreed >= NP_CROWD_AGREE;
+    if (contended || e->trial.contended || crowded) { /* the clock tells nothing there: by the guess */
         np_trial_stop(e);
         return guessed != e->trial.usual || contended != e->trial.contended;
     }
     if (!np_trial_window(e, now, guessed, netpoller_may)) {
-        return !netpoller_may && e->trial.usual == NP_BY_NETPOLLER && e->crowd.agreed >= NP_CROWD_AGREE;
+        return 0;
     }
     if (!e->trial.work) {
         e->trial.work = at_least(each);

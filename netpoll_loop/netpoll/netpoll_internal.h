@@ -31,6 +31,7 @@ enum {
     NP_CHUNK = 1 << NP_CHUNK_BITS,
     NP_CHUNKS = 65536,       /* chunks at most: 16 Mi file descriptors */
     NP_SEND_IOV = 64,        /* queued buffers in one sendmsg */
+    NP_SEND_JOINED = 4096,   /* bytes of several buffers that are copied together for one send */
     NP_RING = 16,            /* accepted, undelivered connections of a listener */
     NP_STALE_WAITS = 32,     /* waits in a row with the same stale event before the facility is rebuilt */
     NP_SPARE_WRITES = 256,   /* queue nodes kept for reuse */

@@ -82,12 +82,41 @@ void *np_done(np_engine *e) {
 
 /* ---- Sending at once ------------------------------------------------------------- */
 
-static ssize_t send_retry(int fd, const struct msghdr *msg) {
+static ssize_t send_one(int fd, const void *buf, size_t size) {
     ssize_t n;
     do {
-        n = msg->msg_iovlen == 1 ? np_call_send(fd, msg->msg_iov->iov_base, msg->msg_iov->iov_len)
-                                 : sendmsg(fd, msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+        n = np_call_send(fd, buf, size);
     } while (n < 0 && errno == EINTR);
+    return n;
+}
+
+/* The pieces in one: a copy of them is cheaper than the kernel's way to a vector.  0: they don't fit. */
+static size_t join(char *to, size_t room, const struct msghdr *msg) {
+    size_t size = 0;
+    for (size_t i = 0; i < msg->msg_iovlen; i++) {
+        const struct iovec *piece = &msg->msg_iov[i];
+        if (piece->iov_len > room - size) {
+            return 0;
+        }
+        memcpy(to + size, piece->iov_base, piece->iov_len);
+        size += piece->iov_len;
+    }
+    return size;
+}
+
+static ssize_t send_all(int fd, const struct msghdr *msg) {
+    char joined[NP_SEND_JOINED];
+    ssize_t n;
+    size_t size;
+    if (msg->msg_iovlen == 1) {
+        n = send_one(fd, msg->msg_iov->iov_base, msg->msg_iov->iov_len);
+    } else if ((size = join(joined, sizeof joined, msg)) > 0) {
+        n = send_one(fd, joined, size);
+    } else {
+        do {
+            n = sendmsg(fd, msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+        } while (n < 0 && errno == EINTR);
+    }
     np_chaos();
     return n;
 }
@@ -134,11 +163,7 @@ ssize_t np_send(np_engine *e, np_desc *d, const void *buf, size_t size) {
     if (rc <= 0) {
         return rc;
     }
-    ssize_t n;
-    do {
-        n = np_call_send(d->fd, buf, size);
-    } while (n < 0 && errno == EINTR);
-    return end_send(e, d, n);
+    return end_send(e, d, send_one(d->fd, buf, size));
 }
 
 ssize_t np_sendv(np_engine *e, np_desc *d, const struct iovec *iov, int count) {
@@ -157,7 +182,7 @@ ssize_t np_sendv(np_engine *e, np_desc *d, const struct iovec *iov, int count) {
     memset(&msg, 0, sizeof msg);
     msg.msg_iov = (struct iovec *)iov;
     msg.msg_iovlen = count < 1024 ? (size_t)count : 1024; /* IOV_MAX; the rest is the caller's to queue */
-    return end_send(e, d, send_retry(d->fd, &msg));
+    return end_send(e, d, send_all(d->fd, &msg));
 }
 
 /* ---- The queue --------------------------------------------------------------------- */
@@ -225,7 +250,7 @@ int np_drain(struct np_engine *e, struct np_desc *d, np_drainer by, size_t turn)
         msg.msg_iovlen = (size_t)gather(d, iov);
         np_set(&d->writable, 0); /* before the call, see "Its write queue" */
         np_unlock(e, d);
-        ssize_t n = send_retry(d->fd, &msg);
+        ssize_t n = send_all(d->fd, &msg);
         int err = errno;
         np_count(&counters->syscalls, 1);
         np_lock(e, d);
