@@ -363,10 +363,11 @@ static void note_look(struct np_engine *e, int found) {
 
 /* What the netpoller has not sent yet it sends now, though we have the time: the kernel moves a peer that we wake to our CPU,
  * where it stays, while the netpoller's is free.  0: it does not come, or need not. */
-static int leave_to_netpoller(struct np_engine *e, int64_t now) {
+static int leave_to_netpoller(struct np_engine *e) {
     if (np_get(&e->offload) != NP_BY_NETPOLLER || !np_get_sc(&e->submitted.any)) {
         return 0;
     }
+    int64_t now = np_now();
     uint64_t calls = np_get(&e->by_netpoller.syscalls);
     if (!e->left_since || e->left_at != calls) {
         e->left_since = now;
@@ -386,11 +387,11 @@ int np_park(np_engine *e, np_event *out, int max, int64_t deadline_ns) {
     int n;
     count_turn(e);
     np_end_batch(e);
-    int64_t from = np_now();
-    int left = leave_to_netpoller(e, from);
+    int left = leave_to_netpoller(e);
     if (!left) {
         np_send_left(e);
     }
+    int64_t from = np_now();
     int64_t look_back = left ? from + NP_LEAVE : e->given ? from + NP_LOOK_BACK : -1;
     if (look_back >= 0 && (deadline_ns < 0 || look_back < deadline_ns)) {
         deadline_ns = look_back;

@@ -1143,6 +1143,42 @@ TEST(a_worker_that_has_nothing_to_do_sends_what_the_netpoller_has_not_seen, 10) 
     np_engine_free(e);
 }
 
+TEST(what_the_netpoller_is_to_send_is_no_event_of_the_worker, 10) {
+    np_engine *e = np_engine_new(NP_AUTO, NULL); /* without its thread: it naps for ever */
+    int fds[2];
+    np_event ev[4];
+    char c;
+    pair(fds);
+    np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+    (void)turn(e, ev, 4, 1); /* the first edge */
+    np_set_sc(&e->thread_on, 1u);
+    EQ(np_offload(e, NP_BY_NETPOLLER), NP_BY_NETPOLLER);
+    EQ(np_queue(e, d, "x", 1, NULL), 0);
+    static const struct {
+        unsigned char writable, sending;
+        unsigned told; /* with the edge that comes with what a peer sends */
+    } states[] = {{1, 0, NP_R}, {1, 1, NP_R}, {0, 1, NP_R}, {0, 0, NP_R | NP_W}};
+    for (size_t i = 0; i < sizeof states / sizeof *states; i++) {
+        np_set(&d->writable, states[i].writable);
+        d->sending = states[i].sending;
+        EQ(send(fds[1], "y", 1, 0), 1);
+        EQ(np_poll(e, ev, 4), 1);
+        EQ(ev[0].bits, states[i].told);
+        EQ(np_get(&d->writable), 1);
+        d->sending = 0;
+        EQ(np_recv(e, d, &c, 1), 1);
+    }
+    EQ(np_offload(e, NP_AT_ONCE), NP_AT_ONCE); /* it is the worker's again */
+    EQ(send(fds[1], "y", 1, 0), 1);
+    EQ(np_poll(e, ev, 4), 1);
+    EQ(ev[0].bits, NP_R | NP_W);
+    np_set_sc(&e->thread_on, 0u);
+    np_close(e, d);
+    close(fds[0]);
+    close(fds[1]);
+    np_engine_free(e);
+}
+
 TEST(while_the_worker_waits_for_a_cpu_it_sends_by_itself, 60) {
     int64_t ran, waited;
     EQ(np_os_run_delay(&ran, &waited), 0);

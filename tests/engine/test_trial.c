@@ -165,11 +165,47 @@ TEST(a_worker_with_time_keeps_the_netpoller_while_the_load_is_as_it_was, 30) {
             EQ(e->trial.known, 1);
             window(e, d, 3000000, 0); /* other work */
             EQ(e->trial.known, 0);
+            e->trial.known = 1; /* a pause, and a peer on the worker's CPU after it: no other work yet */
+            e->trial.usual = NP_BY_WORKER;
+            (void)np_offload(e, NP_AT_ONCE);
+            e->trial.on = 0;
+            e->trial.ended = now_ns();
+            for (int i = 0; i < NP_AGREE; i++) window(e, d, 100000, 0);
+            EQ(np_get(&e->offload), NP_BY_WORKER);
         }
         np_set_sc(&e->thread_on, 0u);
         np_close(e, d);
         np_engine_free(e);
     }
+    close(fds[0]);
+    close(fds[1]);
+}
+
+TEST(while_others_want_the_cpus_nothing_is_tried, 30) {
+    int fds[2];
+    pair(fds);
+    np_engine *e = np_engine_new(NP_AUTO, NULL);
+    np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+    e->cpus = 2;
+    e->crowd.at = INT64_MAX;
+    np_set_sc(&e->thread_on, 1u);
+    np_trial_begin(e, now_ns(), NP_BY_NETPOLLER);
+    e->trial.other = NP_BY_WORKER; /* is being tried */
+    e->crowd.agreed = NP_CROWD_AGREE;
+    e->crowd.until = now_ns() + 60 * 1000 * MS;
+    for (int i = 0; i < 100; i++) {
+        window(e, d, 100000, 0);
+        EQ(e->trial.other, e->trial.usual);
+    }
+    EQ(e->trial.usual, NP_AT_ONCE); /* the guess, for turns of one write */
+    EQ(np_get(&e->offload), NP_AT_ONCE);
+    e->crowd.agreed = 0;
+    e->crowd.until = 0;
+    for (int i = 0; i < 100 && e->trial.other == e->trial.usual; i++) window(e, d, 100000, 0);
+    CHECK(e->trial.other != e->trial.usual);
+    np_set_sc(&e->thread_on, 0u);
+    np_close(e, d);
+    np_engine_free(e);
     close(fds[0]);
     close(fds[1]);
 }
