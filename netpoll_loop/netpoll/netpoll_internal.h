@@ -422,7 +422,7 @@ struct np_engine {
         int netpoller_may;        /* it could send at the last look */
         int64_t at, pause;        /* ns: when the next trial begins; how long after it the one after it, if it changes nothing */
         unsigned count;           /* of trials */
-        int lost;                 /* trials in a row */
+        unsigned lost;            /* bits, by np_sender: trials since the last pause */
         /* The present span: ns; 0: in its first window. */
         int64_t from, cpu;
         long thread; /* the worker's */

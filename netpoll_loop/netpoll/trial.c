@@ -44,11 +44,20 @@ static void add_gain(struct np_engine *e, struct np_cost now) {
     e->trial.pairs++;
 }
 
-/* Another way than the usual one; the usual one itself if there is none. */
-static np_sender next_other(struct np_engine *e, int netpoller_may) {
-    unsigned usual = e->trial.usual, first = ++e->trial.count % 2;
-    np_sender other = (np_sender)((usual + 1 + first) % 3);
-    return other != NP_BY_NETPOLLER || netpoller_may ? other : (np_sender)((usual + 2 - first) % 3);
+/* Bits, by np_sender: the others that may be tried, and have not lost since the last pause. */
+static unsigned untried(struct np_engine *e) {
+    unsigned all = 1u << NP_AT_ONCE | 1u << NP_BY_NETPOLLER | 1u << NP_BY_WORKER, netpoller = 1u << NP_BY_NETPOLLER;
+    return all & ~(1u << e->trial.usual) & ~e->trial.lost & ~(e->trial.netpoller_may ? 0 : netpoller);
+}
+
+/* One of them, or of all others if none is left. */
+static np_sender next_other(struct np_engine *e) {
+    if (!untried(e)) {
+        e->trial.lost = 0;
+    }
+    unsigned first = (e->trial.usual + 1u + ++e->trial.count % 2) % 3;
+    unsigned second = 3u - e->trial.usual - first;
+    return (np_sender)(untried(e) & 1u << first ? first : second);
 }
 
 /* What the better one of those that aren't the usual way took, the last time. */
@@ -102,8 +111,9 @@ static void conclude(struct np_engine *e, int64_t now, int wins) {
         e->trial.pause = NP_TRIAL_PAUSE;
     } else {
         note_rival(e, e->trial.other, e->trial.tried.wall, !e->trial.lost);
+        e->trial.lost |= 1u << e->trial.other;
         e->trial.other = e->trial.usual;
-        if (++e->trial.lost >= 2) { /* both others */
+        if (!untried(e)) {
             e->trial.lost = 0;
             e->trial.at = now + e->trial.pause;
             e->trial.pause *= e->trial.pause < NP_TRIAL_RARE ? 2 : 1;
@@ -187,7 +197,7 @@ int np_trial_window(struct np_engine *e, int64_t now, np_sender guessed, int net
         if (now < e->trial.at || !np_get_sc(&e->thread_on)) {
             return 1;
         }
-        e->trial.other = next_other(e, netpoller_may);
+        e->trial.other = next_other(e);
         e->trial.gain = e->trial.pairs = 0;
         e->trial.before.wall = 0;
         measure_from(e, now); /* the usual way goes on */

@@ -106,6 +106,27 @@ TEST(a_trial_is_broken_off_and_what_was_found_is_kept, 30) {
     simulation_end(&s);
 }
 
+TEST(a_trial_that_was_broken_off_comes_before_what_has_lost, 30) {
+    struct simulation s;
+    simulation_begin(&s, NP_BY_NETPOLLER, 25000, 20000, 12000);
+    while (!s.e->trial.lost) simulate(&s, 1, NP_AT_ONCE, 1);
+    EQ(s.e->trial.lost, 1u << NP_AT_ONCE);
+    for (int i = 0; i < 5; i++) {
+        while (s.e->trial.other == s.e->trial.usual) simulate(&s, 1, NP_AT_ONCE, 1);
+        EQ(s.e->trial.other, NP_BY_WORKER);
+        np_trial_end(s.e);
+        np_trial_resume(s.e);
+    }
+    simulate(&s, 1000 * MS, NP_AT_ONCE, 1);
+    EQ(s.e->trial.usual, NP_BY_WORKER);
+    s.e->trial.lost = 1u << NP_AT_ONCE; /* and now the netpoller may not */
+    s.e->trial.at = s.now;
+    simulate(&s, 100 * MS, NP_AT_ONCE, 0);
+    EQ(s.by[NP_BY_NETPOLLER], 0);
+    EQ(s.e->trial.usual, NP_BY_WORKER);
+    simulation_end(&s);
+}
+
 TEST(what_has_won_and_gets_worse_is_given_up_soon, 30) {
     struct simulation s;
     the_netpoller_wins(&s);
