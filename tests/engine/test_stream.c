@@ -1096,17 +1096,24 @@ TEST(a_netpoller_that_sends_naps_and_is_not_woken, 60) {
     engine_end(e);
 }
 
-TEST(a_worker_that_has_nothing_to_do_sends_what_the_netpoller_has_not_seen, 10) {
-    np_engine *e = np_engine_new(NP_AUTO, NULL); /* without its thread: it naps for ever */
-    int fds[2];
+/* The netpoller is to send, but has no thread: as if it napped for ever. */
+static np_desc *netpoller_naps(np_engine *e, int fds[2]) {
     np_event ev[4];
-    np_stats s;
-    char c;
     pair(fds);
     np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
     (void)turn(e, ev, 4, 1); /* the first edge */
     np_set_sc(&e->thread_on, 1u);
     EQ(np_offload(e, NP_BY_NETPOLLER), NP_BY_NETPOLLER);
+    return d;
+}
+
+TEST(a_worker_that_has_nothing_to_do_sends_what_the_netpoller_has_not_seen, 10) {
+    np_engine *e = np_engine_new(NP_AUTO, NULL);
+    int fds[2];
+    np_event ev[4];
+    np_stats s;
+    char c;
+    np_desc *d = netpoller_naps(e, fds);
     for (int parks = 0; parks <= 1; parks++) {
         EQ(np_queue(e, d, "x", 1, NULL), 0);
         (void)np_poll(e, ev, 4);
@@ -1144,15 +1151,11 @@ TEST(a_worker_that_has_nothing_to_do_sends_what_the_netpoller_has_not_seen, 10) 
 }
 
 TEST(what_the_netpoller_is_to_send_is_no_event_of_the_worker, 10) {
-    np_engine *e = np_engine_new(NP_AUTO, NULL); /* without its thread: it naps for ever */
+    np_engine *e = np_engine_new(NP_AUTO, NULL);
     int fds[2];
     np_event ev[4];
     char c;
-    pair(fds);
-    np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
-    (void)turn(e, ev, 4, 1); /* the first edge */
-    np_set_sc(&e->thread_on, 1u);
-    EQ(np_offload(e, NP_BY_NETPOLLER), NP_BY_NETPOLLER);
+    np_desc *d = netpoller_naps(e, fds);
     EQ(np_queue(e, d, "x", 1, NULL), 0);
     static const struct {
         unsigned char writable, sending;
