@@ -90,8 +90,9 @@ static void look_for_crowd(struct np_engine *e, int64_t now) {
 }
 
 int np_crowded(struct np_engine *e, int64_t now) {
-    e->crowd.with_netpoller |= np_get(&e->offload) == NP_BY_NETPOLLER;
-    if (now - e->crowd.at >= (np_get(&e->offload) == NP_BY_NETPOLLER ? NP_CROWD_SOON : NP_CROWD_LOOK)) {
+    int sends = np_get(&e->offload) == NP_BY_NETPOLLER;
+    e->crowd.with_netpoller |= sends;
+    if (now - e->crowd.at >= (sends ? NP_CROWD_SOON : NP_CROWD_LOOK)) {
         look_for_crowd(e, now);
     }
     return now < e->crowd.until;

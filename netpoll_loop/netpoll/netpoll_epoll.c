@@ -275,6 +275,13 @@ static int move(pid_t thread, const cpu_set_t *to, const cpu_set_t *may) {
     return rc;
 }
 
+static cpu_set_t only(int cpu) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(cpu, &set);
+    return set;
+}
+
 int np_os_change_places(long thread, int where) {
     int here = np_os_where();
     cpu_set_t may, other_may, to, other_to;
@@ -289,10 +296,8 @@ int np_os_change_places(long thread, int where) {
     if (here < 0 || where < 0 || !CPU_ISSET(where, &may) || !CPU_ISSET(here, &other_may)) {
         return -EINVAL;
     }
-    CPU_ZERO(&to);
-    CPU_SET(where, &to);
-    CPU_ZERO(&other_to);
-    CPU_SET(here, &other_to);
+    to = only(where);
+    other_to = only(here);
     int rc = move(0, &to, &may);
     return rc < 0 ? rc : move((pid_t)thread, &other_to, &other_may);
 }

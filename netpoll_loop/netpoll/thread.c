@@ -334,7 +334,7 @@ static int64_t nap_length(struct np_engine *e) {
     return half < least ? least : half < NP_NAP_LONGEST ? half : NP_NAP_LONGEST;
 }
 
-/* Until there is something to send that the worker won't do more for: np_end_nap. */
+/* A nap, which the worker ends (np_end_nap) once it has nothing to add to what is due. */
 static void nap(struct np_engine *e, int64_t until_ns) {
     np_set_sc(&e->napping, 1u);
     if (!np_get_sc(&e->due)) {

@@ -1107,6 +1107,14 @@ static np_desc *netpoller_naps(np_engine *e, int fds[2]) {
     return d;
 }
 
+static void without_netpoller(np_engine *e, np_desc *d, const int fds[2]) {
+    np_set_sc(&e->thread_on, 0u);
+    np_close(e, d);
+    close(fds[0]);
+    close(fds[1]);
+    np_engine_free(e);
+}
+
 TEST(a_worker_that_has_nothing_to_do_sends_what_the_netpoller_has_not_seen, 10) {
     np_engine *e = np_engine_new(NP_AUTO, NULL);
     int fds[2];
@@ -1143,11 +1151,7 @@ TEST(a_worker_that_has_nothing_to_do_sends_what_the_netpoller_has_not_seen, 10) 
     turn(e, ev, 4, 1);
     EQ(np_pending(d), 0u);
     EQ(recv(fds[1], &c, 1, MSG_DONTWAIT), 1);
-    np_set_sc(&e->thread_on, 0u);
-    np_close(e, d);
-    close(fds[0]);
-    close(fds[1]);
-    np_engine_free(e);
+    without_netpoller(e, d, fds);
 }
 
 TEST(what_the_netpoller_is_to_send_is_no_event_of_the_worker, 10) {
@@ -1175,11 +1179,7 @@ TEST(what_the_netpoller_is_to_send_is_no_event_of_the_worker, 10) {
     EQ(send(fds[1], "y", 1, 0), 1);
     EQ(np_poll(e, ev, 4), 1);
     EQ(ev[0].bits, NP_R | NP_W);
-    np_set_sc(&e->thread_on, 0u);
-    np_close(e, d);
-    close(fds[0]);
-    close(fds[1]);
-    np_engine_free(e);
+    without_netpoller(e, d, fds);
 }
 
 TEST(while_the_worker_waits_for_a_cpu_it_sends_by_itself, 60) {
