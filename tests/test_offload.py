@@ -54,10 +54,16 @@ class Busy(Recorder):
         self.transport.write(b"answer")
 
 
+def waited_for_a_cpu():
+    """Seconds that this thread has been ready and had no CPU (proc(5), schedstat)."""
+    return int(pathlib.Path(f"/proc/self/task/{threading.get_native_id()}/schedstat").read_text().split()[1]) * 1e-9
+
+
 @pytest.mark.parametrize("netpoller", ["auto", "inline"])
 def test_a_busy_loop_hands_its_writes_over_and_an_idle_one_does_not(socket_pair, netpoller):
     loop = make_loop(netpoller)
     offloading = set()
+    waited = waited_for_a_cpu()
 
     async def flood():
         """Several connections ask at once, so that the loop never waits."""
@@ -87,6 +93,8 @@ def test_a_busy_loop_hands_its_writes_over_and_an_idle_one_does_not(socket_pair,
 
     try:
         loop.run_until_complete(flood())
+        if netpoller == "auto" and True not in offloading and waited_for_a_cpu() - waited > 0.25:
+            pytest.skip("other processes want the CPUs, for which auto stands back")
         assert (True in offloading) is (netpoller == "auto")
         if netpoller == "inline":
             assert netpoll_loop.stats(loop).netpoller_syscalls == 0

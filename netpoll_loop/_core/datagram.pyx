@@ -1,4 +1,4 @@
-# cython: language_level=3
+# cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
 """Datagram transports: UDP and Unix datagram sockets.
 
 The engine reports readiness, the worker receives and sends.  Behaviour and

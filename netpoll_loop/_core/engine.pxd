@@ -79,6 +79,7 @@ cdef extern from "netpoll.h" nogil:
     int np_backend_fd(const np_engine *e)
 
     int np_poll(np_engine *e, np_event *out, int max)
+    int np_skip_poll(np_engine *e)
     int np_current(const np_event *ev)
     void np_park_prepare(np_engine *e)
     void np_park_cancel(np_engine *e)

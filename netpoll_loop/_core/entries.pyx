@@ -25,14 +25,13 @@ cdef extern from "Python.h":
         const char *ml_doc
     int METH_FASTCALL
     int METH_KEYWORDS
-    size_t PY_VECTORCALL_ARGUMENTS_OFFSET
     object PyDescr_NewMethod(PyTypeObject *type, PyMethodDef *method)
+    object PyObject_Call(object callable, object args, object keywords)
     object PyObject_Vectorcall(object callable, PyObject **args, size_t count, PyObject *names)
     Py_ssize_t PyTuple_GET_SIZE(PyObject *tuple)
     void PyType_Modified(PyTypeObject *type)
 
 cdef tuple context_only = ("context",)
-cdef tuple loop_only = ("loop",)
 
 ctypedef object (*fast_entry)(object self, PyObject **args, Py_ssize_t count, PyObject *names)
 
@@ -87,19 +86,17 @@ cdef object fast_call_later(object self, PyObject **args, Py_ssize_t count, PyOb
 
 cdef object fast_create_task(object self, PyObject **args, Py_ssize_t count, PyObject *names):
     """What asyncio's does when there is no factory and no debug mode."""
-    cdef PyObject *stack[6]
-    cdef Py_ssize_t i, named = 0 if names is NULL else PyTuple_GET_SIZE(names)
     cdef Scheduler loop = self
-    cdef object all_names = loop_only
-    if count != 1 or named > 3 or loop._debug or loop._closed or loop._task_factory is not None:
+    cdef dict keywords
+    cdef Py_ssize_t i
+    if count != 1 or loop._debug or loop._closed or loop._task_factory is not None:
         return any_form(slow_create_task, self, args, count, names)
-    stack[1] = args[0]
-    stack[2] = <PyObject *>self
-    for i in range(named):
-        stack[3 + i] = args[1 + i]
-    if named:
-        all_names = loop_only + <tuple>names
-    return PyObject_Vectorcall(_tasks.Task, stack + 1, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, <PyObject *>all_names)
+    keywords = loop.keywords()
+    if names is not NULL:
+        keywords = keywords.copy()
+        for i in range(PyTuple_GET_SIZE(names)):
+            keywords[(<tuple>names)[i]] = <object>args[1 + i]
+    return PyObject_Call(_tasks.Task, (<object>args[0],), keywords)
 
 
 cdef PyMethodDef fast_methods[4]

@@ -1,4 +1,4 @@
-# cython: language_level=3
+# cython: language_level=3, binding=False, always_allow_keywords=False, embedsignature=True, embedsignature.format=clinic
 """What the ready queue holds: runnables, handles and timer handles.
 
 Owns the callback, its arguments and its context until it has run or was

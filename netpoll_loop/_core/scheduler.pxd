@@ -65,6 +65,8 @@ cdef class Scheduler(Home):
     cdef size_t ring_mask
     cdef size_t head
     cdef size_t tail
+    # What Future and Task are called with; None while the loop doesn't run, for it keeps the loop alive.
+    cdef dict loop_only
     cdef TimerHeap timers
     cdef bint own_clock
     # The user has put a time() of his own into the loop.
@@ -88,6 +90,8 @@ cdef class Scheduler(Home):
     # then on, and while `still` isn't empty, the loop polls only every POLL_INTERVAL. Whoever
     # does I/O sets it to 0.
     cdef int quiet
+    # Events came with the last poll: what they have made ready runs before the next one.
+    cdef bint fresh
     # np_ticks of the last poll, and how many of them are POLL_INTERVAL; 0: not known yet.
     cdef uint64_t polled_ticks
     cdef uint64_t poll_ticks
@@ -163,6 +167,7 @@ cdef class Scheduler(Home):
                           Py_ssize_t count, PyObject *context)
     cdef int track_all(self) except -1
     cdef object new_future(self)
+    cdef dict keywords(self)
     cdef np_desc *open_descriptor(self, Descriptor descriptor, int fd, np_kind kind) except NULL
     cdef object find_descriptor(self, object fd)
     cdef int hold(self, Descriptor descriptor) except -1

@@ -1,4 +1,4 @@
-# cython: language_level=3
+# cython: language_level=3, binding=False, always_allow_keywords=False, embedsignature=True, embedsignature.format=clinic
 """The scheduler: ready queue, timers, and the turn that polls and runs.
 
 A turn is asyncio's: poll, queue what the events make ready, queue the timers
@@ -19,8 +19,8 @@ from netpoll_loop._core.engine cimport (
     NP_AUTO, NP_DEDICATED, NP_INLINE, NP_POLLER_NETPOLLER, NP_POLLER_WORKER, NP_R,
     np_backend_fd, np_close, np_contended, np_current, np_done,
     np_engine_free, np_engine_new, np_fork_child, np_get_stats, np_open, np_park,
-    np_park_cancel, np_park_prepare, np_poll, np_rearm, np_send_left, np_set_running, np_set_spin, np_settle, np_stats,
-    np_switch_always, np_thread_start, np_thread_stop, np_ticks, np_wake,
+    np_park_cancel, np_park_prepare, np_poll, np_rearm, np_send_left, np_set_running, np_set_spin, np_settle, np_skip_poll,
+    np_stats, np_switch_always, np_thread_start, np_thread_stop, np_ticks, np_wake,
 )
 from netpoll_loop._core.freethreading cimport FREE_THREADED
 from netpoll_loop._core.handles cimport (
@@ -50,9 +50,8 @@ cdef extern from "Python.h":
     void Py_DECREF(PyObject *o)
     PyObject *_PyType_Lookup(PyTypeObject *type, object name)
     PyTypeObject *Py_TYPE(object o)
-    size_t PY_VECTORCALL_ARGUMENTS_OFFSET
     int PyObject_GenericSetAttr(object o, object name, PyObject *value) except -1
-    object PyObject_Vectorcall(object callable, PyObject **args, size_t count, PyObject *names)
+    object PyObject_Call(object callable, object args, object keywords)
     PyObject **tuple_items "&PyTuple_GET_ITEM"(object tuple, Py_ssize_t i)
     ctypedef struct PyThreadState:
         pass
@@ -72,7 +71,6 @@ cdef double CLOCK_RESOLUTION = 1e-9
 cdef object _time_name = "time"
 cdef object weak_reference = weakref.ref
 cdef object _format_handle = _base_events._format_handle
-cdef tuple loop_only = ("loop",)
 cdef dict MODES = {"inline": NP_INLINE, "auto": NP_AUTO, "dedicated": NP_DEDICATED}
 
 
@@ -337,9 +335,12 @@ cdef class Scheduler(Home):
         return self.new_future()
 
     cdef object new_future(self):
-        cdef PyObject *stack[2]
-        stack[1] = <PyObject *>self
-        return PyObject_Vectorcall(_futures.Future, stack + 1, PY_VECTORCALL_ARGUMENTS_OFFSET, <PyObject *>loop_only)
+        return PyObject_Call(_futures.Future, (), self.keywords())
+
+    cdef dict keywords(self):
+        """{"loop": self}, not to be changed: while the loop runs, it is made once."""
+        cdef dict made = self.loop_only
+        return {"loop": self} if made is None else made
 
     def create_task(self, coro, **kwargs):
         """asyncio.loop.create_task."""
@@ -352,6 +353,10 @@ cdef class Scheduler(Home):
     def is_closed(self):
         """asyncio.loop.is_closed."""
         return self._closed
+
+    def is_running(self):
+        """asyncio.loop.is_running."""
+        return self.thread_id != 0
 
     def time(self):
         """asyncio.loop.time: seconds of CLOCK_MONOTONIC."""
@@ -443,6 +448,7 @@ cdef class Scheduler(Home):
     cdef int dispatch(self, int count) except -1:
         cdef int i = 0
         cdef Descriptor descriptor = None
+        self.fresh = True
         if count < 0:
             # The poller itself failed: closed behind our back.
             raise OSError(-count, os.strerror(-count))
@@ -462,6 +468,7 @@ cdef class Scheduler(Home):
         """Asks for events, with the GIL held; parks when there is nothing to run."""
         cdef int64_t deadline
         cdef int count = np_poll(self.engine, self.events, EVENTS_MAX)
+        self.fresh = False
         self.polled_ticks = np_ticks()
         if self.poll_ticks == 0:
             self.learn_ticks()
@@ -576,7 +583,12 @@ cdef class Scheduler(Home):
             self.take_posted()
         if self.timers.count:
             self.own_clock = self.clock_is_own()
-        if (self.quiet < QUIET_TURNS and not self.still) or self.poll_is_due():
+        if self.fresh and self.head != self.tail and np_skip_poll(self.engine):
+            # A few events that have come meanwhile would make a turn of their own out of what the many have woken.
+            self.fresh = False
+            if self.still:
+                self.serve_still()
+        elif (self.quiet < QUIET_TURNS and not self.still) or self.poll_is_due():
             self.poll()
             self.reap()
             PyErr_CheckSignals()
@@ -723,10 +735,13 @@ cdef class Scheduler(Home):
             self.need_netpoller()
         np_set_running(self.engine, 1)
         self.quiet = 0
+        if not FREE_THREADED:
+            self.loop_only = {"loop": self}
         self.running = True
 
     def _leave_run(self):
         self.running = False
+        self.loop_only = None
         if FREE_THREADED:
             self.take_posted()
         self.track_all()

@@ -1,4 +1,4 @@
-# cython: language_level=3
+# cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
 """Stream transports: TCP and Unix stream sockets.
 
 The bytes that wait to be sent, and in dedicated mode those that were received
@@ -45,10 +45,12 @@ cdef extern from "Python.h":
     Py_ssize_t PyByteArray_GET_SIZE(object o)
     char *PyByteArray_AS_STRING(object o)
     int PyByteArray_Resize(object o, Py_ssize_t size) except -1
+    void PyErr_Clear()
     # Without Cython's own handling of references and errors.
     PyObject *BytesFrom "PyBytes_FromStringAndSize"(const char *data, Py_ssize_t size)
     char *BYTES "PyBytes_AS_STRING"(PyObject *o)
     int _PyBytes_Resize(PyObject **o, Py_ssize_t size)
+    int Resize "PyByteArray_Resize"(object o, Py_ssize_t size)
     PyObject *CallMethodOneArg "PyObject_CallMethodOneArg"(PyObject *o, PyObject *name, PyObject *arg)
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -473,17 +475,24 @@ cdef class StreamTransport(SocketTransport):
         cdef object waiter
         cdef Py_ssize_t size = PyByteArray_GET_SIZE(buffer)
         cdef ssize_t count
-        count = np_recv(self.loop.engine, self.desc, self.loop.scratch, SCRATCH_SIZE)
-        if count > 0:
-            try:
-                PyByteArray_Resize(buffer, size + count)
-            except BaseException as exc:
-                # Exported (a BufferError), or no memory.
-                self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
-                return 0
-            memcpy(PyByteArray_AS_STRING(buffer) + size, self.loop.scratch, count)
+        if self.room > SMALL_READ and Resize(buffer, size + self.room) == 0:
+            # Large pieces are received to where they belong.
+            count = np_recv(self.loop.engine, self.desc, PyByteArray_AS_STRING(buffer) + size, self.room)
+            PyByteArray_Resize(buffer, size + (count if count > 0 else 0))
+        else:
+            PyErr_Clear()
+            count = np_recv(self.loop.engine, self.desc, self.loop.scratch, SCRATCH_SIZE)
+            if count > 0:
+                try:
+                    PyByteArray_Resize(buffer, size + count)
+                except BaseException as exc:
+                    # Exported (a BufferError), or no memory.
+                    self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
+                    return 0
+                memcpy(PyByteArray_AS_STRING(buffer) + size, self.loop.scratch, count)
         if count <= 0:
             return self.nothing_read(count)
+        self.expect(count)
         try:
             waiter = reader._waiter
             if waiter is not None:

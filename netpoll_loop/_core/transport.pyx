@@ -1,4 +1,4 @@
-# cython: language_level=3
+# cython: language_level=3, binding=False, always_allow_keywords=False, embedsignature=True, embedsignature.format=clinic
 """What stream and datagram transports have in common.
 
 The socket and its names, the protocol, write-buffer limits, and the way a
@@ -8,6 +8,7 @@ transport's back can't free the number.
 """
 
 from cpython.contextvars cimport PyContext_Enter
+from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t
 from libc.string cimport memcpy
 
@@ -20,6 +21,10 @@ import sys
 import warnings
 from asyncio import trsock as _trsock
 from asyncio.log import logger
+
+cdef extern from "Python.h":
+    PyObject **_PyObject_GetDictPtr(object o)
+    void Py_XDECREF(PyObject *o)
 
 cdef extern from "<sys/socket.h>" nogil:
     int c_getsockname "getsockname"(int fd, sockaddr *address, socklen_t *length)
@@ -39,6 +44,10 @@ cdef object os_error(ssize_t negative):
 
 cdef class SocketTransport(Descriptor):
     def __cinit__(self):
+        # Made once a user sets an attribute. Until then the interpreter finds the methods of the transport faster.
+        cdef PyObject **attributes = _PyObject_GetDictPtr(self)
+        Py_XDECREF(attributes[0])
+        attributes[0] = NULL
         self._high_water = HIGH_WATER
         self._low_water = 16 * 1024
 

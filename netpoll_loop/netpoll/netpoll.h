@@ -125,6 +125,11 @@ int np_backend_fd(const np_engine *e);
  * some turns.  Counts as one turn of the worker (the tick looks at it). */
 int np_poll(np_engine *e, np_event *out, int max);
 
+/* NP_AUTO, before a turn in which only that runs which the last events have made
+ * ready: 1 if it may do without np_poll, for the worker is saturated.  The turn
+ * is counted, and what is due at the end of the last one is sent.  0: poll. */
+int np_skip_poll(np_engine *e);
+
 /* Whether the descriptor of an event is still the one that it was reported
  * for: the caller may have closed it since, and freed its user. */
 int np_current(const np_event *ev);

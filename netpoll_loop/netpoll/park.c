@@ -271,6 +271,15 @@ int np_poll(np_engine *e, np_event *out, int max) {
     return note_events(e, out, n);
 }
 
+int np_skip_poll(np_engine *e) {
+    if (!e || e->dead || e->mode != NP_AUTO || !(e->trial.on || e->switching)) {
+        return 0;
+    }
+    count_turn(e);
+    np_end_batch(e);
+    return 1;
+}
+
 /* Must not sleep: something came since the last look. */
 static int has_news(struct np_engine *e) { return np_get_sc(&e->ready.any) || np_get_sc(&e->wake_pending); }
 

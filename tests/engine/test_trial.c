@@ -80,6 +80,29 @@ TEST(what_the_netpoller_may_not_do_it_is_not_tried_with, 30) {
     simulation_end(&s);
 }
 
+TEST(a_saturated_worker_may_do_without_a_poll_and_what_was_due_at_the_end_of_its_turn_leaves, 30) {
+    struct simulation s;
+    simulation_begin(&s, NP_BY_WORKER, 20000, 20000, 20000);
+    int fds[2];
+    pair(fds);
+    np_desc *d = np_open(s.e, fds[0], NP_STREAM, "d", NULL);
+    char got[8];
+    np_trial_end(s.e);
+    EQ(np_skip_poll(s.e), 0);
+    np_trial_resume(s.e);
+    EQ(np_hand_over(s.e, d, 5), NP_BY_WORKER);
+    EQ(np_queue_for_turn(s.e, d, "hello", 5, NULL), 0);
+    EQ(recv(fds[1], got, sizeof got, MSG_DONTWAIT), -1);
+    unsigned turns = np_get(&s.e->turns);
+    EQ(np_skip_poll(s.e), 1);
+    EQ(np_get(&s.e->turns), turns + 1);
+    EQ(recv(fds[1], got, sizeof got, MSG_DONTWAIT), 5);
+    np_close(s.e, d);
+    close(fds[0]);
+    close(fds[1]);
+    simulation_end(&s);
+}
+
 TEST(a_trial_is_broken_off_and_what_was_found_is_kept, 30) {
     struct simulation s;
     the_netpoller_wins(&s);
