@@ -40,6 +40,7 @@ enum {
 };
 #define NP_LOOK ((size_t)16 * 1024)               /* bytes of one receive beside the worker: more is its own to receive */
 #define NP_SEND_CALL ((size_t)512 * 1024)          /* bytes in one sendmsg */
+#define NP_SEND_TOGETHER ((size_t)64 * 1024)       /* bytes of one of several sends in one call */
 #define NP_SEND_TURN ((size_t)1024 * 1024)         /* the netpoller's turn for one descriptor */
 #define NP_SEND_WORKER ((size_t)4 * 1024 * 1024)   /* the worker's, in one np_queue or np_flush */
 #define NP_INBOUND ((size_t)256 * 1024)            /* received, undelivered bytes of one descriptor */
@@ -456,6 +457,8 @@ struct np_engine {
     atomic_uint looks;
     struct np_desc *hot_head, *hot_tail; /* netpoller thread only */
     char *scratch;                       /* netpoller thread only; NULL: it doesn't receive */
+    struct np_sends *sends;              /* netpoller thread only; NULL: it sends one by one */
+    int sends_known;                     /* netpoller thread only: `sends` is what this kernel allows */
 
     /* Token holder only (handed over by the token's release and acquire). */
     unsigned stale_waits;             /* in a row with stale_data */
@@ -579,6 +582,12 @@ void np_send_batch(struct np_engine *e);
 void np_finish_all(struct np_engine *e, struct np_desc *d);
 /* Netpoller: starts to drain if it may.  1 if it should go on. */
 int np_net_send(struct np_engine *e, struct np_desc *d, uint32_t tag);
+/* Netpoller, for several in one call: if it may drain, and what waits fits, it is
+ * added to the sends, and the caller has the right to drain until np_net_sent.
+ * 0: np_net_send. */
+int np_net_add(struct np_engine *e, struct np_desc *d, uint32_t tag, struct np_sends *sends);
+/* ... what came of it (np_sends_run).  1 if it should go on. */
+int np_net_sent(struct np_engine *e, struct np_desc *d, ssize_t n);
 /* Netpoller, with the token: one receive.  1 if it should go on. */
 int np_net_receive(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigned bits);
 void np_drop_inbound(struct np_engine *e, struct np_desc *d);

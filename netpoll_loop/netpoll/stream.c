@@ -10,6 +10,7 @@
 
 #include "netpoll_internal.h"
 #include "np_call.h"
+#include "np_sends.h"
 
 /* ---- Nodes and the done list --------------------------------------------------- */
 
@@ -232,50 +233,34 @@ static int account(struct np_engine *e, struct np_desc *d, size_t n) {
     return finished;
 }
 
-int np_drain(struct np_engine *e, struct np_desc *d, np_drainer by, size_t turn) {
-    struct np_counters *counters = by == NP_OTHER ? &e->by_netpoller : &e->by_worker;
-    struct iovec iov[NP_SEND_IOV];
-    struct msghdr msg;
-    memset(&msg, 0, sizeof msg);
-    msg.msg_iov = iov;
-    size_t sent = 0;
-    unsigned report = 0;
-    int go_on = 0;
-    np_lock(e, d);
-    while (d->out_head && !d->halt) {
-        if (sent >= turn) {
-            go_on = 1;
-            break;
+/* What an attempt has brought: bytes, or -errno.  Under lock, with `sending`.  1: another one may bring more. */
+static int after_attempt(struct np_engine *e, struct np_desc *d, struct np_counters *counters, ssize_t n, unsigned *report) {
+    if (n >= 0) {
+        np_count(&counters->sent, n);
+        np_set(&d->writable, 1);
+        if (account(e, d, (size_t)n) && d->tell_w) {
+            *report |= NP_W;
         }
-        msg.msg_iovlen = (size_t)gather(d, iov);
-        np_set(&d->writable, 0); /* before the call, see "Its write queue" */
-        np_unlock(e, d);
-        ssize_t n = send_all(d->fd, &msg);
-        int err = errno;
-        np_count(&counters->syscalls, 1);
-        np_lock(e, d);
-        if (n >= 0) {
-            np_count(&counters->sent, n);
-            sent += (size_t)n;
-            np_set(&d->writable, 1);
-            if (account(e, d, (size_t)n) && d->tell_w) {
-                report |= NP_W;
-            }
-        } else if (err == EAGAIN || err == EWOULDBLOCK) {
-            if (!np_get(&d->writable)) { /* blocked: the edge is still to come */
-                if (d->tell_full) {
-                    report |= NP_W;
-                }
-                d->tell_full = 0;
-                break;
-            }
-        } else {
-            np_set(&d->send_err, err);
-            np_finish_all(e, d);
-            report |= NP_W | NP_ERR;
-            break;
-        }
+        return d->out_head != NULL;
     }
+    if (n == -EAGAIN || n == -EWOULDBLOCK) {
+        if (np_get(&d->writable)) { /* an edge has come since */
+            return 1;
+        }
+        if (d->tell_full) {
+            *report |= NP_W;
+        }
+        d->tell_full = 0;
+        return 0;
+    }
+    np_set(&d->send_err, (int)-n);
+    np_finish_all(e, d);
+    *report |= NP_W | NP_ERR;
+    return 0;
+}
+
+/* Under lock, which it gives back, with `sending`.  go_on. */
+static int end_drain(struct np_engine *e, struct np_desc *d, np_drainer by, int go_on, unsigned report) {
     d->sending = 0;
     if (!d->out_head) {
         d->tell_w = d->tell_full = 0;
@@ -298,6 +283,38 @@ int np_drain(struct np_engine *e, struct np_desc *d, np_drainer by, size_t turn)
     return go_on;
 }
 
+int np_drain(struct np_engine *e, struct np_desc *d, np_drainer by, size_t turn) {
+    struct np_counters *counters = by == NP_OTHER ? &e->by_netpoller : &e->by_worker;
+    struct iovec iov[NP_SEND_IOV];
+    struct msghdr msg;
+    memset(&msg, 0, sizeof msg);
+    msg.msg_iov = iov;
+    size_t sent = 0;
+    unsigned report = 0;
+    int go_on = 0;
+    np_lock(e, d);
+    while (d->out_head && !d->halt) {
+        if (sent >= turn) {
+            go_on = 1;
+            break;
+        }
+        msg.msg_iovlen = (size_t)gather(d, iov);
+        np_set(&d->writable, 0); /* before the call, see "Its write queue" */
+        np_unlock(e, d);
+        ssize_t n = send_all(d->fd, &msg);
+        if (n < 0) {
+            n = -errno;
+        }
+        np_count(&counters->syscalls, 1);
+        np_lock(e, d);
+        sent += n > 0 ? (size_t)n : 0;
+        if (!after_attempt(e, d, counters, n, &report)) {
+            break;
+        }
+    }
+    return end_drain(e, d, by, go_on, report);
+}
+
 /* Takes the right to drain.  Under lock. */
 static int begin_drain(struct np_desc *d) {
     if (!d->out_head || d->sending || d->halt) {
@@ -316,6 +333,41 @@ int np_net_send(struct np_engine *e, struct np_desc *d, uint32_t tag) {
     }
     np_unlock(e, d);
     return mine ? np_drain(e, d, NP_OTHER, NP_SEND_TURN) : 0;
+}
+
+int np_net_add(struct np_engine *e, struct np_desc *d, uint32_t tag, struct np_sends *sends) {
+    struct iovec iov[NP_SEND_IOV];
+    struct msghdr msg = {.msg_iov = iov};
+    np_lock(e, d);
+    int added = d->tag == tag && d->kind == NP_STREAM && !d->hot_w && np_get(&d->writable) && begin_drain(d);
+    if (added) {
+        msg.msg_iovlen = (size_t)gather(d, iov);
+        if (msg.msg_iovlen > 1) {
+            iov->iov_len = join(np_sends_room(sends), NP_SEND_JOINED, &msg);
+            iov->iov_base = np_sends_room(sends);
+        }
+        added = 0 < iov->iov_len && iov->iov_len <= NP_SEND_TOGETHER;
+        if (added) {
+            np_set(&d->writable, 0); /* before the call, see "Its write queue" */
+            np_sends_add(sends, d->fd, iov->iov_base, iov->iov_len);
+        } else {
+            d->sending = 0;
+        }
+    }
+    np_unlock(e, d);
+    return added;
+}
+
+int np_net_sent(struct np_engine *e, struct np_desc *d, ssize_t n) {
+    unsigned report = 0;
+    int more = 1;
+    np_lock(e, d);
+    if (n == NP_SENDS_NONE || n == -EINTR) {
+        np_set(&d->writable, 1); /* as far as anybody knows */
+    } else {
+        more = after_attempt(e, d, &e->by_netpoller, n, &report);
+    }
+    return end_drain(e, d, NP_OTHER, more && d->out_head && !d->halt, report);
 }
 
 /* Worker: drains, if nobody else does and the socket isn't known to be full. */

@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "netpoll_internal.h"
+#include "np_sends.h"
 
 /* ---- Its list of descriptors that can go on without a new event ------------------------ */
 
@@ -257,17 +258,45 @@ int np_submit(struct np_engine *e, struct np_desc *d, unsigned bits) {
 static void begin_pass(struct np_engine *e) { atomic_fetch_add(&e->passes, 1); }
 static void end_pass(struct np_engine *e) { atomic_fetch_add(&e->passes, 1); }
 
-static void serve_submitted(struct np_engine *e) {
-    struct np_desc *d;
-    unsigned bits;
-    while ((d = np_mailbox_take(&e->submitted, &bits)) != NULL) {
+/* Those that only wait to be sent leave together.  0: there are no more. */
+static int serve_some(struct np_engine *e) {
+    struct np_desc *sending[NP_SENDS_MAX], *d;
+    uint32_t tags[NP_SENDS_MAX];
+    ssize_t sent[NP_SENDS_MAX];
+    unsigned bits, count = 0;
+    while (count < NP_SENDS_MAX && (d = np_mailbox_take(&e->submitted, &bits)) != NULL) {
         np_lock(e, d);
         uint32_t tag = d->tag;
         unsigned kind = d->kind;
         np_unlock(e, d);
-        if (kind == NP_STREAM) {
+        if (kind != NP_STREAM) {
+            continue;
+        }
+        if (e->sends && bits == NP_W && np_net_add(e, d, tag, e->sends)) {
+            sending[count] = d;
+            tags[count++] = tag;
+        } else {
             serve(e, d, tag, bits);
         }
+    }
+    if (count == 0) {
+        return 0;
+    }
+    np_count(&e->by_netpoller.syscalls, np_sends_run(e->sends, sent));
+    for (unsigned i = 0; i < count; i++) {
+        if (np_net_sent(e, sending[i], sent[i])) {
+            hot_add(e, sending[i], tags[i], NP_W);
+        }
+    }
+    return 1;
+}
+
+static void serve_submitted(struct np_engine *e) {
+    if (!e->sends_known && np_get_sc(&e->submitted.any)) {
+        e->sends = np_sends_new();
+        e->sends_known = 1;
+    }
+    while (serve_some(e)) {
     }
 }
 
@@ -496,6 +525,9 @@ static void *thread_main(void *arg) {
         np_os_be_patient(); /* else a peer that we wake loses its CPU to us at the end of our next nap */
         run_ticks(e);
     }
+    np_sends_free(e->sends);
+    e->sends = NULL;
+    e->sends_known = 0;
     return NULL;
 }
 
