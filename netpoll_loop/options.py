@@ -10,11 +10,13 @@ import typing
 __all__ = [
     "CHAOS_VARIABLE",
     "ENVIRONMENT_VARIABLE",
+    "IO_URING_VARIABLE",
     "RUN_ON_VARIABLE",
     "SPIN_MAX",
     "SPIN_VARIABLE",
     "NetpollerMode",
     "RunOn",
+    "may_use_io_uring",
     "resolve_max_workers",
     "resolve_netpoller",
     "resolve_run_on",
@@ -40,8 +42,16 @@ SPIN_VARIABLE = "NETPOLL_LOOP_SPIN_US"
 #: More than a second of polling is a mistake.
 SPIN_MAX = 1_000_000
 
+#: With "0" the netpoller sends with epoll's means alone, for places where a process must not use io_uring.
+IO_URING_VARIABLE = "NETPOLL_LOOP_IO_URING"
+
 #: A debugging aid for the project's own tests: with "1", "auto" changes its mind about who sends in every turn.
 CHAOS_VARIABLE = "NETPOLL_LOOP_CHAOS"
+
+
+def may_use_io_uring() -> bool:
+    """Whether NETPOLL_LOOP_IO_URING is not set to 0. The kernel may still refuse it."""
+    return os.environ.get(IO_URING_VARIABLE) != "0"
 
 
 def switches_always() -> bool:

@@ -59,32 +59,42 @@ def waited_for_a_cpu():
     return int(pathlib.Path(f"/proc/self/task/{threading.get_native_id()}/schedstat").read_text().split()[1]) * 1e-9
 
 
+async def flood(loop, socket_pair, enough, seconds=5):
+    """Several connections ask at once, so that the loop never waits; until it is enough, or the time is over."""
+    peers = []
+    for _ in range(4):
+        sock, peer = socket_pair()
+        await loop.create_connection(Busy, sock=sock)
+        peers.append(peer)
+    deadline = loop.time() + seconds
+    while loop.time() < deadline and not enough():
+        for peer in peers:
+            peer.setblocking(False)
+            try:
+                peer.send(b"?")
+                peer.recv(65536)
+            except BlockingIOError:
+                pass
+        await asyncio.sleep(0)
+
+
+def skip_if_crowded(waited):
+    if waited_for_a_cpu() - waited > 0.25:
+        pytest.skip("other processes want the CPUs, for which auto stands back")
+
+
 @pytest.mark.parametrize("netpoller", ["auto", "inline"])
 def test_a_busy_loop_hands_its_writes_over_and_an_idle_one_does_not(socket_pair, netpoller):
     loop = make_loop(netpoller)
     offloading = set()
     waited = waited_for_a_cpu()
 
-    async def flood():
-        """Several connections ask at once, so that the loop never waits."""
-        peers = []
-        for _ in range(4):
-            sock, peer = socket_pair()
-            await loop.create_connection(Busy, sock=sock)
-            peers.append(peer)
-        deadline = loop.time() + 5
-        while loop.time() < deadline and not netpoll_loop.stats(loop).netpoller_syscalls:
-            for peer in peers:
-                peer.setblocking(False)
-                try:
-                    peer.send(b"?")
-                    peer.recv(65536)
-                except BlockingIOError:
-                    pass
-            await asyncio.sleep(0)
-            offloading.add(netpoll_loop.stats(loop).offloading)
-            if netpoller == "inline" and loop.time() > deadline - 4:
-                break
+    def enough():
+        offloading.add(netpoll_loop.stats(loop).offloading)
+        return netpoll_loop.stats(loop).netpoller_syscalls
+
+    async def main():
+        await flood(loop, socket_pair, enough, 5 if netpoller == "auto" else 1)
         for _ in range(100):
             await asyncio.sleep(0.02)
             if not netpoll_loop.stats(loop).offloading:
@@ -92,9 +102,9 @@ def test_a_busy_loop_hands_its_writes_over_and_an_idle_one_does_not(socket_pair,
         pytest.fail("still handing over, though idle")
 
     try:
-        loop.run_until_complete(flood())
-        if netpoller == "auto" and True not in offloading and waited_for_a_cpu() - waited > 0.25:
-            pytest.skip("other processes want the CPUs, for which auto stands back")
+        loop.run_until_complete(main())
+        if netpoller == "auto" and True not in offloading:
+            skip_if_crowded(waited)
         assert (True in offloading) is (netpoller == "auto")
         if netpoller == "inline":
             assert netpoll_loop.stats(loop).netpoller_syscalls == 0
@@ -102,6 +112,30 @@ def test_a_busy_loop_hands_its_writes_over_and_an_idle_one_does_not(socket_pair,
             assert netpoll_loop.stats(loop).netpoller_syscalls > 0
     finally:
         loop.close()
+
+
+@pytest.mark.parametrize("allowed", ["0", "1"])
+def test_the_netpoller_uses_io_uring_unless_it_is_told_not_to(monkeypatch, socket_pair, allowed):
+    monkeypatch.setenv("NETPOLL_LOOP_IO_URING", allowed)
+    loop = make_loop("auto")
+    waited = waited_for_a_cpu()
+    uses = set()
+
+    def enough():
+        uses.add("[io_uring]" in pathlib.Path("/proc/self/maps").read_text())
+        return True in uses or netpoll_loop.stats(loop).netpoller_syscalls > 50
+
+    try:
+        loop.run_until_complete(flood(loop, socket_pair, enough))
+        if not netpoll_loop.stats(loop).netpoller_syscalls:
+            skip_if_crowded(waited)
+        assert netpoll_loop.stats(loop).netpoller_syscalls > 0
+        if allowed == "1" and True not in uses:
+            pytest.skip("this kernel has no io_uring for us")
+        assert (True in uses) is (allowed == "1")
+    finally:
+        loop.close()
+    assert "[io_uring]" not in pathlib.Path("/proc/self/maps").read_text()
 
 
 def test_what_was_written_is_sent_when_the_loop_stops(loop, socket_pair):

@@ -105,6 +105,7 @@ cdef extern from "netpoll.h" nogil:
     void np_tell_full(np_engine *e, np_desc *d)
     np_sender np_hand_over(np_engine *e, np_desc *d, size_t size)
     void np_contended(np_engine *e, int contended)
+    void np_send_one_by_one(np_engine *e)
     void np_send_left(np_engine *e)
     void np_switch_always(np_engine *e)
     void np_settle(np_engine *e)

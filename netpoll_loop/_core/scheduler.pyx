@@ -19,7 +19,7 @@ from netpoll_loop._core.engine cimport (
     NP_AUTO, NP_DEDICATED, NP_INLINE, NP_POLLER_NETPOLLER, NP_POLLER_WORKER, NP_R,
     np_backend_fd, np_close, np_contended, np_current, np_done,
     np_engine_free, np_engine_new, np_fork_child, np_get_stats, np_open, np_park,
-    np_park_cancel, np_park_prepare, np_poll, np_rearm, np_send_left, np_set_running, np_set_spin, np_settle, np_skip_poll,
+    np_park_cancel, np_park_prepare, np_poll, np_rearm, np_send_left, np_send_one_by_one, np_set_running, np_set_spin, np_settle, np_skip_poll,
     np_stats, np_switch_always, np_thread_start, np_thread_stop, np_ticks, np_wake,
 )
 from netpoll_loop._core.freethreading cimport FREE_THREADED
@@ -39,7 +39,7 @@ from asyncio import base_events as _base_events
 from asyncio import futures as _futures
 
 from netpoll_loop._interpreter import breathe
-from netpoll_loop.options import switches_always
+from netpoll_loop.options import may_use_io_uring, switches_always
 
 cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
@@ -123,6 +123,8 @@ cdef class Scheduler(Home):
         np_set_spin(self.engine, spin_ns)
         self.thread_wanted = mode != "inline"
         self.coalesces = mode == "auto"
+        if not may_use_io_uring():
+            np_send_one_by_one(self.engine)
         if switches_always():
             np_switch_always(self.engine)
         self.opened_at = nanoseconds()

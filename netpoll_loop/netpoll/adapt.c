@@ -227,6 +227,12 @@ void np_contended(np_engine *e, int contended) {
     }
 }
 
+void np_send_one_by_one(np_engine *e) {
+    if (e) {
+        e->one_by_one = 1;
+    }
+}
+
 void np_switch_always(np_engine *e) {
     if (e) {
         e->switching = 1;

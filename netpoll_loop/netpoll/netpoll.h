@@ -241,6 +241,10 @@ void np_contended(np_engine *e, int contended);
  * to do, and doesn't park (np_park does so by itself). */
 void np_send_left(np_engine *e);
 
+/* Before np_thread_start: the netpoller makes a system call for each send, even
+ * where the kernel offers one for several (io_uring). */
+void np_send_one_by_one(np_engine *e);
+
 /* For tests: changes its mind with each np_poll. */
 void np_switch_always(np_engine *e);
 

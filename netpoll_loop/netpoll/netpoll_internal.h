@@ -316,6 +316,7 @@ struct np_engine {
     np_mode mode;
     int cpus; /* that this process may use */
     int64_t spin_ns; /* np_set_spin */
+    int one_by_one; /* np_send_one_by_one */
     int shared; /* mode != NP_INLINE: a second thread may exist; 0 in a forked child */
 
     /* np_fork_child, in a process with one thread; afterwards constant. */
@@ -458,7 +459,7 @@ struct np_engine {
     struct np_desc *hot_head, *hot_tail; /* netpoller thread only */
     char *scratch;                       /* netpoller thread only; NULL: it doesn't receive */
     struct np_sends *sends;              /* netpoller thread only; NULL: it sends one by one */
-    int sends_known;                     /* netpoller thread only: `sends` is what this kernel allows */
+    int sends_known;                     /* netpoller thread only: `sends` is what this kernel offers us */
 
     /* Token holder only (handed over by the token's release and acquire). */
     unsigned stale_waits;             /* in a row with stale_data */

@@ -258,42 +258,43 @@ int np_submit(struct np_engine *e, struct np_desc *d, unsigned bits) {
 static void begin_pass(struct np_engine *e) { atomic_fetch_add(&e->passes, 1); }
 static void end_pass(struct np_engine *e) { atomic_fetch_add(&e->passes, 1); }
 
-/* Those that only wait to be sent leave together.  0: there are no more. */
+/* Those that only wait to be sent leave together, up to one that needs more.  0: there are none. */
 static int serve_some(struct np_engine *e) {
-    struct np_desc *sending[NP_SENDS_MAX], *d;
-    uint32_t tags[NP_SENDS_MAX];
+    struct np_desc *sending[NP_SENDS_MAX], *alone = NULL;
+    uint32_t tags[NP_SENDS_MAX], tag = 0;
     ssize_t sent[NP_SENDS_MAX];
-    unsigned bits, count = 0;
-    while (count < NP_SENDS_MAX && (d = np_mailbox_take(&e->submitted, &bits)) != NULL) {
-        np_lock(e, d);
-        uint32_t tag = d->tag;
-        unsigned kind = d->kind;
-        np_unlock(e, d);
+    unsigned bits = 0, count = 0;
+    while (count < NP_SENDS_MAX && (alone = np_mailbox_take(&e->submitted, &bits)) != NULL) {
+        np_lock(e, alone);
+        tag = alone->tag;
+        unsigned kind = alone->kind;
+        np_unlock(e, alone);
         if (kind != NP_STREAM) {
             continue;
         }
-        if (e->sends && bits == NP_W && np_net_add(e, d, tag, e->sends)) {
-            sending[count] = d;
-            tags[count++] = tag;
-        } else {
-            serve(e, d, tag, bits);
+        if (!e->sends || bits != NP_W || !np_net_add(e, alone, tag, e->sends)) {
+            break;
         }
+        sending[count] = alone;
+        tags[count++] = tag;
     }
-    if (count == 0) {
-        return 0;
+    if (count > 0) {
+        np_count(&e->by_netpoller.syscalls, np_sends_run(e->sends, sent));
     }
-    np_count(&e->by_netpoller.syscalls, np_sends_run(e->sends, sent));
     for (unsigned i = 0; i < count; i++) {
         if (np_net_sent(e, sending[i], sent[i])) {
             hot_add(e, sending[i], tags[i], NP_W);
         }
     }
-    return 1;
+    if (count < NP_SENDS_MAX && alone) {
+        serve(e, alone, tag, bits);
+    }
+    return count > 0 || alone;
 }
 
 static void serve_submitted(struct np_engine *e) {
     if (!e->sends_known && np_get_sc(&e->submitted.any)) {
-        e->sends = np_sends_new();
+        e->sends = e->one_by_one ? NULL : np_sends_new();
         e->sends_known = 1;
     }
     while (serve_some(e)) {
