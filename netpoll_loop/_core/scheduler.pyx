@@ -19,8 +19,8 @@ from netpoll_loop._core.engine cimport (
     NP_AUTO, NP_DEDICATED, NP_INLINE, NP_POLLER_NETPOLLER, NP_POLLER_WORKER, NP_R,
     np_backend_fd, np_close, np_contended, np_current, np_done,
     np_engine_free, np_engine_new, np_fork_child, np_get_stats, np_open, np_park,
-    np_park_cancel, np_park_prepare, np_poll, np_rearm, np_send_left, np_send_one_by_one, np_set_running, np_set_spin, np_settle, np_skip_poll,
-    np_stats, np_switch_always, np_thread_start, np_thread_stop, np_ticks, np_wake,
+    np_park_cancel, np_park_prepare, np_poll, np_rearm, np_send_left, np_send_one_by_one, np_set_running,
+    np_set_spin, np_settle, np_skip_poll, np_stats, np_switch_always, np_thread_start, np_thread_stop, np_ticks, np_wake,
 )
 from netpoll_loop._core.freethreading cimport FREE_THREADED
 from netpoll_loop._core.handles cimport (
@@ -575,6 +575,7 @@ cdef class Scheduler(Home):
 
     cdef int turn(self) except -1:
         cdef double end
+        cdef bint skips
         self.turns += 1
         if self.contended and not FREE_THREADED:
             self.keep_gil()
@@ -585,12 +586,11 @@ cdef class Scheduler(Home):
             self.take_posted()
         if self.timers.count:
             self.own_clock = self.clock_is_own()
-        if self.fresh and self.head != self.tail and np_skip_poll(self.engine):
-            # A few events that have come meanwhile would make a turn of their own out of what the many have woken.
+        # A few events that have come meanwhile would make a turn of their own out of what the many have woken.
+        skips = self.fresh and self.head != self.tail and np_skip_poll(self.engine)
+        if skips:
             self.fresh = False
-            if self.still:
-                self.serve_still()
-        elif (self.quiet < QUIET_TURNS and not self.still) or self.poll_is_due():
+        if not skips and ((self.quiet < QUIET_TURNS and not self.still) or self.poll_is_due()):
             self.poll()
             self.reap()
             PyErr_CheckSignals()

@@ -157,10 +157,7 @@ static unsigned reap(struct np_sends *s, ssize_t *results) {
 
 static void run_one(struct np_sends *s, ssize_t *results) {
     const struct io_uring_sqe *request = &s->requests[(s->tail - 1) & s->sq_mask];
-    ssize_t n;
-    do {
-        n = np_call_send(request->fd, (const void *)(uintptr_t)request->addr, request->len);
-    } while (n < 0 && errno == EINTR);
+    ssize_t n = np_send_one(request->fd, (const void *)(uintptr_t)request->addr, request->len);
     results[0] = n < 0 ? -errno : n;
     withdraw(s);
 }

@@ -9,6 +9,7 @@
 #ifndef NP_CALL_H
 #define NP_CALL_H
 
+#include <errno.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -37,6 +38,15 @@ static inline ssize_t np_call_send(int fd, const void *buf, size_t size) {
 #else
     return syscall(SYS_sendto, fd, buf, size, MSG_NOSIGNAL | MSG_DONTWAIT, NULL, 0);
 #endif
+}
+
+/* The same, whatever signals come. */
+static inline ssize_t np_send_one(int fd, const void *buf, size_t size) {
+    ssize_t n;
+    do {
+        n = np_call_send(fd, buf, size);
+    } while (n < 0 && errno == EINTR);
+    return n;
 }
 
 /* Without waiting. */

@@ -83,14 +83,6 @@ void *np_done(np_engine *e) {
 
 /* ---- Sending at once ------------------------------------------------------------- */
 
-static ssize_t send_one(int fd, const void *buf, size_t size) {
-    ssize_t n;
-    do {
-        n = np_call_send(fd, buf, size);
-    } while (n < 0 && errno == EINTR);
-    return n;
-}
-
 /* The pieces in one: a copy of them is cheaper than the kernel's way to a vector.  0: they don't fit. */
 static size_t join(char *to, size_t room, const struct msghdr *msg) {
     size_t size = 0;
@@ -110,9 +102,9 @@ static ssize_t send_all(int fd, const struct msghdr *msg) {
     ssize_t n;
     size_t size;
     if (msg->msg_iovlen == 1) {
-        n = send_one(fd, msg->msg_iov->iov_base, msg->msg_iov->iov_len);
+        n = np_send_one(fd, msg->msg_iov->iov_base, msg->msg_iov->iov_len);
     } else if ((size = join(joined, sizeof joined, msg)) > 0) {
-        n = send_one(fd, joined, size);
+        n = np_send_one(fd, joined, size);
     } else {
         do {
             n = sendmsg(fd, msg, MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -164,7 +156,7 @@ ssize_t np_send(np_engine *e, np_desc *d, const void *buf, size_t size) {
     if (rc <= 0) {
         return rc;
     }
-    return end_send(e, d, send_one(d->fd, buf, size));
+    return end_send(e, d, np_send_one(d->fd, buf, size));
 }
 
 ssize_t np_sendv(np_engine *e, np_desc *d, const struct iovec *iov, int count) {
@@ -367,7 +359,7 @@ int np_net_sent(struct np_engine *e, struct np_desc *d, ssize_t n) {
     } else {
         more = after_attempt(e, d, &e->by_netpoller, n, &report);
     }
-    return end_drain(e, d, NP_OTHER, more && d->out_head && !d->halt, report);
+    return end_drain(e, d, NP_OTHER, more && !d->halt, report);
 }
 
 /* Worker: drains, if nobody else does and the socket isn't known to be full. */
