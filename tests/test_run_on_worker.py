@@ -77,6 +77,23 @@ def test_coroutines_and_callbacks_run_on_one_worker_thread(worker):
     assert asyncio._get_running_loop() is None
 
 
+def test_all_runs_are_made_by_the_same_worker_thread(worker, monkeypatch):
+    """Whoever has handed the end of a run to M0 is there for the next one, however late it gets around to that."""
+    seen = set()
+
+    async def main():
+        seen.add(threading.get_ident())
+
+    def late(depth, restore=sys.set_coroutine_origin_tracking_depth):
+        restore(depth)
+        time.sleep(0.005)
+
+    monkeypatch.setattr(sys, "set_coroutine_origin_tracking_depth", late)
+    for _ in range(5):
+        worker.run_until_complete(main())
+    assert len(seen) == 1
+
+
 def test_the_running_loop_is_told_to_whom_asyncio_asks(worker, monkeypatch):
     # CPython's own tests put the functions in Python in the place of those in C.
     for name in "_get_running_loop", "_set_running_loop":

@@ -296,16 +296,8 @@ cdef class HandoffLoop(SockLoop):
         """On a spare: takes P, if the offer still stands, and runs the loop until somebody else is to."""
         if not self.accept(offers, number):
             return 0
-        try:
-            self.note_spread()
-            self.drive()
-        finally:
-            with cython.critical_section(self):
-                if self.offers is offers:
-                    self.idle += 1
-                    if self.delayed and self.state != GONE:
-                        # The loop may be waiting for a thread, and not for an event.
-                        np_wake(self.engine)
+        self.note_spread()
+        self.drive(offers)
         return 0
 
     @cython.critical_section
@@ -326,7 +318,7 @@ cdef class HandoffLoop(SockLoop):
                 asyncio.all_tasks = _tasks.all_tasks = _all_tasks
         return 0
 
-    cdef int drive(self) except -1:
+    cdef int drive(self, Offers offers) except -1:
         cdef bint own = type(self)._run_once is not Scheduler._run_once
         hooks = sys.get_asyncgen_hooks()
         depth = sys.get_coroutine_origin_tracking_depth()
@@ -348,7 +340,7 @@ cdef class HandoffLoop(SockLoop):
                 if self.state == GONE:
                     break
                 # This thread has P, and none of its callbacks is running.
-                if (self.wanted or self._stopping) and self.give_away():
+                if (self.wanted or self._stopping) and self.give_away(offers):
                     break
         finally:
             if _events._get_running_loop() is self:
@@ -358,7 +350,7 @@ cdef class HandoffLoop(SockLoop):
         return 0
 
     @cython.critical_section
-    cdef bint give_away(self) except -1:
+    cdef bint give_away(self, Offers offers) except -1:
         """Whether a spare that has P has given it to who is to have it now."""
         if self.carried is not None or self._stopping:
             self.give_home()
@@ -368,6 +360,12 @@ cdef class HandoffLoop(SockLoop):
             self.give(self.first_seat())
         else:
             return False
+        # It counts as idle in the same section: who has P now may be in need of a spare before this one watches again.
+        if self.offers is offers:
+            self.idle += 1
+            if self.delayed:
+                # The loop may be waiting for a thread, and not for an event.
+                np_wake(self.engine)
         return True
 
     # ---- admission ---------------------------------------------------------------
