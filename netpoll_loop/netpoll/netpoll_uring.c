@@ -51,21 +51,26 @@ struct np_sends {
 static unsigned get(const unsigned *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static void set(unsigned *p, unsigned value) { __atomic_store_n(p, value, __ATOMIC_RELEASE); }
 
+/* NULL: no. A forked child has no use for it, and would keep the ring alive. */
+static void *map(int fd, size_t size, off_t what) {
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, what);
+    if (memory == MAP_FAILED) {
+        return NULL;
+    }
+    (void)madvise(memory, size, MADV_DONTFORK);
+    return memory;
+}
+
 static int map_rings(struct np_sends *s, int fd, const struct io_uring_params *p) {
     size_t sq = p->sq_off.array + p->sq_entries * sizeof(unsigned);
     size_t cq = p->cq_off.cqes + p->cq_entries * sizeof(struct io_uring_cqe);
     s->rings_size = sq > cq ? sq : cq;
     s->requests_size = p->sq_entries * sizeof *s->requests;
-    void *rings = mmap(NULL, s->rings_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, IORING_OFF_SQ_RING);
-    if (rings == MAP_FAILED) {
+    s->rings = map(fd, s->rings_size, IORING_OFF_SQ_RING);
+    s->requests = map(fd, s->requests_size, IORING_OFF_SQES);
+    if (!s->rings || !s->requests) {
         return 0;
     }
-    s->rings = rings;
-    void *requests = mmap(NULL, s->requests_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, IORING_OFF_SQES);
-    if (requests == MAP_FAILED) {
-        return 0;
-    }
-    s->requests = requests;
     s->sq_head = (unsigned *)(void *)(s->rings + p->sq_off.head);
     s->sq_tail = (unsigned *)(void *)(s->rings + p->sq_off.tail);
     s->order = (unsigned *)(void *)(s->rings + p->sq_off.array);

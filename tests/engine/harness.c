@@ -42,13 +42,15 @@ static void on_alarm(int sig) {
 }
 
 const struct config configs[] = {
-    {"inline", NP_INLINE, 0, 0},
-    {"auto, no thread", NP_AUTO, 0, 0},
-    {"auto", NP_AUTO, 1, 0},
-    {"auto, offloading", NP_AUTO, 1, 1},
-    {"dedicated, no thread", NP_DEDICATED, 0, 0},
-    {"dedicated", NP_DEDICATED, 1, 0},
-    {NULL, NP_INLINE, 0, 0},
+    {"inline", NP_INLINE, 0, 0, 0},
+    {"auto, no thread", NP_AUTO, 0, 0, 0},
+    {"auto", NP_AUTO, 1, 0, 0},
+    {"auto, offloading", NP_AUTO, 1, 1, 0},
+    {"auto, offloading one by one", NP_AUTO, 1, 1, 1},
+    {"dedicated, no thread", NP_DEDICATED, 0, 0, 0},
+    {"dedicated", NP_DEDICATED, 1, 0, 0},
+    {"dedicated, one by one", NP_DEDICATED, 1, 0, 1},
+    {NULL, NP_INLINE, 0, 0, 0},
 };
 
 int test_config(const struct config *c) {
@@ -62,13 +64,14 @@ np_engine *engine(const struct config *c) {
     CHECK(e);
     EQ(err, 0);
     np_set_running(e, 1);
+    if (c->one_by_one) np_send_one_by_one(e);
     if (c->thread) EQ(np_thread_start(e), 0);
     if (c->offload) EQ(np_offload(e, NP_BY_NETPOLLER), NP_BY_NETPOLLER);
     return e;
 }
 
 np_engine *engine_of(np_mode mode) {
-    struct config c = {"", mode, 1, 0};
+    struct config c = {"", mode, 1, 0, 0};
     return engine(&c);
 }
 

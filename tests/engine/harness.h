@@ -51,6 +51,7 @@ struct config {
     np_mode mode;
     int thread;
     int offload;
+    int one_by_one; /* the netpoller's sends, as with a kernel that has no io_uring */
 };
 extern const struct config configs[];
 #define EACH_CONFIG(c) for (const struct config *c = configs; test_config(c); c++)

@@ -153,13 +153,11 @@ TEST(calls_that_come_soon_need_no_wake_up, 180) {
         pthread_t t;
         np_stats before, after;
         pthread_create(&t, NULL, answer, &a);
-        int phase = 0;
-        do { /* without a CPU of its own the answer takes longer */
+        do { /* until the time limit: while others have the CPUs the answer takes longer */
             np_get_stats(e, &before);
             ask(&a, 50);
             np_get_stats(e, &after);
-        } while (after.wakeups - before.wakeups >= 10 && ++phase < 5000);
-        CHECK(phase < 5000);
+        } while (after.wakeups - before.wakeups >= 10);
         /* Events and the deadline are seen all the same. */
         int fds[2];
         np_event ev[4];
@@ -768,7 +766,7 @@ TEST(a_worker_that_is_back_in_the_middle_of_a_drain_is_told_to_go_on, 60) {
 /* ---- Thread ---- */
 
 TEST(what_the_worker_left_unread_the_thread_finds_at_its_start, 30) {
-    struct config off = {"", NP_DEDICATED, 0, 0};
+    struct config off = {"", NP_DEDICATED, 0, 0, 0};
     for (int round = 0; round < 4; round++) {
         np_engine *e = engine(&off);
         int s[2], l[2], w[2];

@@ -75,20 +75,10 @@ TEST(of_several_sends_each_has_its_own_result, 30) {
     np_sends_free(s);
 }
 
-/* Engine of NP_AUTO whose netpoller sends several at once, or one by one as with an older kernel. */
-static np_engine *engine_that_sends(int together) {
-    np_engine *e = np_engine_new(NP_AUTO, NULL);
-    CHECK(e);
-    if (!together) np_send_one_by_one(e);
-    EQ(np_thread_start(e), 0);
-    np_set_running(e, 1);
-    return e;
-}
-
 /* Pieces of any size to many streams: each gets its own, whole and in order, though its socket is full again and again. */
-static void send_to_many(int together) {
+static void send_to_many(int one_by_one) {
     enum { STREAMS = 40, ROUNDS = 150, MOST = 100 * 1000 };
-    np_engine *e = engine_that_sends(together);
+    np_engine *e = engine(&(struct config){"", NP_AUTO, 1, 0, one_by_one});
     static uint8_t data[STREAMS][MOST];
     struct reader readers[STREAMS];
     int fds[STREAMS][2], small = 2048;
@@ -139,12 +129,12 @@ static void send_to_many(int together) {
     engine_end(e);
 }
 
-TEST(what_many_streams_are_to_send_leaves_together_each_whole_and_in_order, 120) { send_to_many(1); }
-TEST(without_such_a_kernel_it_leaves_one_by_one, 120) { send_to_many(0); }
+TEST(what_many_streams_are_to_send_leaves_together_each_whole_and_in_order, 120) { send_to_many(0); }
+TEST(without_such_a_kernel_it_leaves_one_by_one, 120) { send_to_many(1); }
 
 TEST(one_failure_among_several_sends_is_that_streams_alone, 30) {
     enum { STREAMS = 20, GONE = 7 };
-    np_engine *e = engine_that_sends(1);
+    np_engine *e = engine_of(NP_AUTO);
     int fds[STREAMS][2];
     np_desc *d[STREAMS];
     char got[16];

@@ -682,7 +682,7 @@ TEST(leaving_the_loop_can_flush_without_polling, 30) {
 /* ---- np_offload ---- */
 
 TEST(what_is_handed_over_is_sent_without_an_event_unless_told, 30) {
-    struct config c = {"", NP_AUTO, 1, 1};
+    struct config c = {"", NP_AUTO, 1, 1, 0};
     np_engine *e = engine(&c);
     int fds[2];
     char buf[16];
@@ -712,7 +712,7 @@ TEST(what_is_handed_over_is_sent_without_an_event_unless_told, 30) {
 }
 
 TEST(a_worker_that_waits_looks_once_for_what_was_sent_for_it, 30) {
-    struct config c = {"", NP_AUTO, 1, 1};
+    struct config c = {"", NP_AUTO, 1, 1, 0};
     np_engine *e = engine(&c);
     int fds[2];
     np_event ev[4];
@@ -736,8 +736,7 @@ TEST(a_worker_that_waits_looks_once_for_what_was_sent_for_it, 30) {
 }
 
 TEST(a_batch_leaves_at_the_end_of_the_turn_in_one_piece_for_each_stream, 30) {
-    struct config c = {"", NP_AUTO, 1, 0};
-    np_engine *e = engine(&c);
+    np_engine *e = engine_of(NP_AUTO);
     int fds[2];
     char buf[16];
     np_stats s;
@@ -771,8 +770,7 @@ TEST(a_batch_leaves_at_the_end_of_the_turn_in_one_piece_for_each_stream, 30) {
 
 TEST(a_large_batch_leaves_in_parts_before_the_turn_ends, 30) {
     enum { WRITES = 4 * NP_BATCH };
-    struct config c = {"", NP_AUTO, 1, 0};
-    np_engine *e = engine(&c);
+    np_engine *e = engine_of(NP_AUTO);
     int fds[2];
     char buf[WRITES];
     np_event ev[4];
@@ -797,8 +795,7 @@ TEST(a_large_batch_leaves_in_parts_before_the_turn_ends, 30) {
 
 TEST(a_socket_that_is_full_is_reported_once_if_asked, 30) {
     for (np_sender by = NP_BY_NETPOLLER; by <= NP_BY_WORKER; by++) {
-        struct config c = {"", NP_AUTO, 1, 0};
-        np_engine *e = engine(&c);
+        np_engine *e = engine_of(NP_AUTO);
         int fds[2];
         static char big[8 << 20];
         pair(fds);
@@ -850,8 +847,7 @@ TEST(a_socket_that_is_full_already_is_reported_if_asked, 30) {
 
 TEST(a_turn_that_does_not_end_keeps_no_batch_back, 30) {
     for (np_sender by = NP_BY_NETPOLLER; by <= NP_BY_WORKER; by++) {
-        struct config c = {"", NP_AUTO, 1, 0};
-        np_engine *e = engine(&c);
+        np_engine *e = engine_of(NP_AUTO);
         enum { PAIRS = 40 }; /* more than a small turn */
         int fds[PAIRS][2];
         np_desc *d[PAIRS];
@@ -886,7 +882,7 @@ TEST(a_turn_that_does_not_end_keeps_no_batch_back, 30) {
 }
 
 TEST(after_settling_all_that_was_handed_over_is_sent, 60) {
-    struct config c = {"", NP_AUTO, 1, 1};
+    struct config c = {"", NP_AUTO, 1, 1, 0};
     np_engine *e = engine(&c);
     enum { PAIRS = 50, ROUNDS = 200 };
     int fds[PAIRS][2];
@@ -1060,10 +1056,11 @@ TEST(a_message_in_pieces_counts_as_one_and_a_turn_has_to_last, 60) {
     for (int i = 0; i < 100; i++) turn(e, ev, 4, 0);
     l.pieces = 1;
     l.per_turn = 2;
-    (void)handed_over(e, &l, 200, 12 * 1000, 0); /* the last turns that were larger */
-    EQ(np_get(&e->usual_turn), 2u);
-    turn(e, ev, 4, 20);
-    EQ(handed_over(e, &l, 2000, 12 * 1000, 0), 0); /* turns of 24 us */
+    do { /* turns of 24 us; until the time limit: while others have the CPUs they take longer */
+        (void)handed_over(e, &l, 200, 12 * 1000, 0); /* the last turns that were larger */
+        EQ(np_get(&e->usual_turn), 2u);
+        turn(e, ev, 4, 20);
+    } while (handed_over(e, &l, 2000, 12 * 1000, 0) != 0);
     unload(e, &l, fds);
     engine_end(e);
 }

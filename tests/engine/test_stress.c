@@ -267,10 +267,11 @@ TEST(everything_at_once_at_random, 120) {
 }
 
 TEST(everything_at_once_while_the_thread_stops_and_starts, 120) {
-    static const struct config with[] = {{"auto, restarts", NP_AUTO, 1, 0},
-                                         {"dedicated, restarts", NP_DEDICATED, 1, 0},
-                                         {"auto, offloading, restarts", NP_AUTO, 1, 1}};
-    for (int i = 0; i < 3; i++) {
+    static const struct config with[] = {{"auto, restarts", NP_AUTO, 1, 0, 0},
+                                         {"dedicated, restarts", NP_DEDICATED, 1, 0, 0},
+                                         {"auto, offloading, restarts", NP_AUTO, 1, 1, 0},
+                                         {"auto, offloading one by one, restarts", NP_AUTO, 1, 1, 1}};
+    for (int i = 0; i < 4; i++) {
         test_config(&with[i]);
         random_run(&with[i], 4000, 1);
     }
