@@ -218,8 +218,9 @@ def test_changed_buffers_and_dropped_references_change_nothing_that_is_sent(run,
             transport.writelines([b"<", bytearray(b"%d" % i), b"", memoryview(b">")])
             expected += b"<%d>" % i
             del data
-            if i % 10 == 0:
+            if i % 40 == 0:
                 gc.collect()
+            if i % 10 == 0:
                 await asyncio.sleep(0)
         assert bytes(await read_exactly(peer, len(expected))) == bytes(expected)
         put_away(transport)
