@@ -199,6 +199,42 @@ def context_of_connection_lost(loop):
 
 
 @difference(
+    "Does a transport call recv() and send() of a class that is derived from socket.socket?",
+    "yes", "no", "no",
+    "uvloop and netpoll_loop use the descriptor. What counts, delays or traces in such a class is passed by; a protocol "
+    "between, or the peer, can do it.",
+)  # fmt: skip
+def socket_subclass(loop):
+    called = set()
+
+    class Traced(socket.socket):
+        def recv(self, *args):
+            called.add("recv")
+            return super().recv(*args)
+
+        def send(self, *args):
+            called.add("send")
+            return super().send(*args)
+
+    async def main():
+        given, far = socket.socketpair()
+        near = Traced(fileno=given.detach())
+        near.setblocking(False)
+        reader, writer = await asyncio.open_connection(sock=near)
+        far.send(b"x")
+        await asyncio.wait_for(reader.readexactly(1), PATIENCE)
+        writer.write(b"y")
+        await asyncio.sleep(0.01)
+        assert far.recv(1, socket.MSG_DONTWAIT) == b"y"
+        writer.close()
+        await writer.wait_closed()
+        far.close()
+        return "yes" if called == {"recv", "send"} else "no"
+
+    return loop.run_until_complete(main())
+
+
+@difference(
     "A socket is closed while sock_recv() waits on it: does the operation still end when data comes?",
     "no", "yes", "yes",
     "uvloop and netpoll_loop keep the socket open until the operation ends.",
