@@ -6,8 +6,8 @@
  * descriptor in pieces leaves in one.  Who sends it is guessed here, until
  * trial.c has found out.  The guess depends on how much the
  * worker does for each message, which is what it writes to one descriptor before
- * it writes to another.  With enough for each, and turns that last, it is the
- * netpoller, which naps and looks, beside Python.  With little the worker sends by
+ * it writes to another.  With enough for each, and turns that last and have more
+ * than one write, it is the netpoller, which naps and looks, beside Python.  With little the worker sends by
  * itself, at the end of its turn, or of NP_BATCH writes; and at once in small
  * turns, so that the peers have something to do meanwhile.  Busyness and work are
  * looked at in windows of NP_WINDOW writes, one clock call each; NP_AGREE windows
@@ -101,15 +101,16 @@ int np_crowded(struct np_engine *e, int64_t now) {
 /* Which way is the best, by what the worker does. */
 static np_sender guess(struct np_engine *e, int64_t each, int64_t turn, int netpoller_may) {
     int goes_on = e->trial.on && e->trial.usual == NP_BY_NETPOLLER, contended = np_get(&e->contended);
+    unsigned writes = np_get(&e->usual_turn);
     if (each >= (goes_on ? NP_WORK_ENOUGH : NP_WORK)) {
-        if (netpoller_may && (goes_on || turn >= NP_LONG_TURN)) {
+        if (netpoller_may && (goes_on || (turn >= NP_LONG_TURN && writes > 1))) {
             return NP_BY_NETPOLLER;
         }
         if (contended) {
             return NP_BY_WORKER;
         }
     }
-    return contended || np_small_turns(e) ? NP_AT_ONCE : NP_BY_WORKER;
+    return contended || writes <= NP_SMALL_TURN ? NP_AT_ONCE : NP_BY_WORKER;
 }
 
 static int64_t at_least(int64_t work) { return work > NP_WORK_LEAST ? work : NP_WORK_LEAST; }

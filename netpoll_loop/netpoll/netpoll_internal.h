@@ -58,8 +58,8 @@ enum {
     NP_BUSY_ENOUGH = 70, /* ... to go on */
     NP_SLOW = 130,       /* per cent of the time for each message, as it was tried: above that the load is less */
     NP_SLOW_AGREE = 3,   /* windows in a row that must find that */
-    NP_SMALL_TURN = 16,  /* writes in a turn, up to which the worker sends its own at once, and the netpoller looks
-                            often: at the end of the turn there would be nothing left to do beside the sending */
+    NP_SMALL_TURN = 16,  /* writes in a turn, up to which the worker sends its own at once: at the end of the turn there
+                            would be nothing left to do beside the sending */
     NP_BATCH = 64,       /* writes that the worker sends together at most: the peers wait for them */
 };
 /* When the kernel keeps the worker waiting for a CPU. */
@@ -90,11 +90,11 @@ enum {
 #define NP_WORK (10 * 1000LL)        /* ns between two messages, to begin with the netpoller */
 #define NP_WORK_ENOUGH (5 * 1000LL)  /* ... to go on: less by the sends that others do now */
 #define NP_WORK_LEAST (2 * 1000LL)   /* ns: less than this is no other load */
-#define NP_LONG_TURN (140 * 1000LL)  /* ns of a turn, to begin with it: what ends before it looks is a delay only */
+#define NP_LONG_TURN (60 * 1000LL)   /* ns of a turn, to begin with it: what ends before it looks is a delay only */
 #define NP_QUIET (1000 * 1000LL)     /* ns of one wait that ends it, or without a write: the netpoller must be woken */
-#define NP_NAP (30 * 1000LL)         /* ns between two looks of the netpoller at what the worker has written */
-#define NP_NAP_LONG (60 * 1000LL)    /* ... unless the turns are small */
-#define NP_NAP_LONGEST (120 * 1000LL) /* ... at most, with much work for each message */
+#define NP_NAP (20 * 1000LL)         /* ns between two looks of the netpoller at what the worker has written, at least */
+#define NP_NAP_LONG (60 * 1000LL)    /* ... at most */
+#define NP_NAP_LONGEST (120 * 1000LL) /* ... with much work for each message */
 #define NP_OWN_LOOK (1000 * 1000LL)   /* ns after which np_poll polls although the netpoller looks */
 #define NP_LEAVE (200 * 1000LL)        /* ns that the worker waits for the netpoller to send, before it does it by itself */
 #define NP_LOOK_BACK (20 * 1000000LL) /* ns of waiting after which the worker looks for what it has sent */
@@ -522,8 +522,6 @@ static inline int np_check(const struct np_engine *e, const struct np_desc *d, u
     }
     return d->kind == kind ? 0 : -EINVAL;
 }
-
-static inline int np_small_turns(const struct np_engine *e) { return np_get(&e->usual_turn) <= NP_SMALL_TURN; }
 
 /* Netpoller: whether it has the token for a look only. */
 static inline int np_is_looking(struct np_engine *e) { return np_get(&e->token) == NP_LOOKING; }

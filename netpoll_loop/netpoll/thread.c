@@ -358,10 +358,12 @@ static void look(struct np_engine *e) {
     np_set(&e->looks, np_get(&e->looks) + 1);
 }
 
-/* ns: so that two naps find the next message, where there is much work for each. */
+/* ns: half of a turn, so that what is written in it leaves in it, too; where each message is much work, so that two naps find
+ * the next. */
 static int64_t nap_length(struct np_engine *e) {
-    int64_t least = np_small_turns(e) ? NP_NAP : NP_NAP_LONG, half = np_get(&e->work) / 2;
-    return half < least ? least : half < NP_NAP_LONGEST ? half : NP_NAP_LONGEST;
+    int64_t message = np_get(&e->work) / 2, turn = message * np_get(&e->usual_turn);
+    int64_t most = message < NP_NAP_LONG ? NP_NAP_LONG : message < NP_NAP_LONGEST ? message : NP_NAP_LONGEST;
+    return turn < NP_NAP ? NP_NAP : turn < most ? turn : most;
 }
 
 /* A nap, which the worker ends (np_end_nap) once it has nothing to add to what is due. */

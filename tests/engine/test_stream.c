@@ -1061,6 +1061,10 @@ TEST(a_message_in_pieces_counts_as_one_and_a_turn_has_to_last, 60) {
         EQ(np_get(&e->usual_turn), 2u);
         turn(e, ev, 4, 20);
     } while (handed_over(e, &l, 2000, 12 * 1000, 0) != 0);
+    l.per_turn = 1; /* after the only write of a turn there is nothing to do beside it, however long it was */
+    (void)handed_over(e, &l, 50, 12 * 1000, 0);
+    EQ(np_get(&e->usual_turn), 1u);
+    EQ(handed_over(e, &l, 1000, 200 * 1000, 0), 0);
     unload(e, &l, fds);
     engine_end(e);
 }
