@@ -201,8 +201,7 @@ def context_of_connection_lost(loop):
 @difference(
     "Does a transport call recv() and send() of a class that is derived from socket.socket?",
     "yes", "no", "no",
-    "uvloop and netpoll_loop use the descriptor. What counts, delays or traces in such a class is passed by; a protocol "
-    "between, or the peer, can do it.",
+    "uvloop and netpoll_loop use the descriptor: what such a class counts, delays or traces is passed by.",
 )  # fmt: skip
 def socket_subclass(loop):
     called = set()
