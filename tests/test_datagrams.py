@@ -6,7 +6,7 @@ import socket
 import sys
 
 import pytest
-from peers import put_away, turns, until
+from peers import Keeper, put_away, turns, until
 
 
 class Recorder(asyncio.DatagramProtocol):
@@ -87,6 +87,34 @@ def test_datagrams_go_both_ways_with_their_addresses(run, endpoint, udp):
         await until(lambda: protocol.datagrams)
         assert protocol.datagrams == [(b"answer", peer.getsockname())]
         assert type(protocol.datagrams[0][0]) is bytes
+
+    run(main())
+
+
+@pytest.mark.parametrize("size", [1, 479, 480, 1024, 4096, 4097, 9000])
+def test_datagrams_of_one_size_are_each_their_own(run, endpoint, udp, size):
+    keeper = Keeper()
+
+    class Taker(Recorder):
+        def datagram_received(self, data, addr):
+            keeper.take(data)
+            received.append(data[:1] + data[-1:])
+
+    received = []
+
+    async def main():
+        transport, _ = await endpoint(Taker, local_addr=LOCAL)
+        sock = udp()
+        sent = []
+        for i in range(60):
+            data = bytes([i]) * (size if i % 20 else size // 2 + 1)
+            sock.sendto(data, transport.get_extra_info("sockname"))
+            sent.append(bytes([i, i]))
+            if i % 7 == 0:
+                await until(lambda: len(received) == len(sent))
+        await until(lambda: len(received) == len(sent))
+        assert received == sent
+        keeper.check()
 
     run(main())
 

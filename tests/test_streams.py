@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from peers import (
     BufferedRecorder,
     Echo,
+    Keeper,
     Recorder,
     fill,
     is_connection_error,
@@ -159,6 +160,33 @@ def test_bytes_arrive_both_ways(run, connect, kind, factory):
         assert protocol.calls == ["connection_made", "data", "eof_received", "connection_lost"]
         assert protocol.lost_with is None
         assert await read_to_end(peer) == b""
+
+    run(main())
+
+
+@pytest.mark.parametrize("size", [1, 479, 480, 1024, 4096, 4097, 20_000])
+def test_messages_of_one_size_are_each_their_own(run, loop, socket_pair, size):
+    keeper = Keeper()
+
+    class Taker(asyncio.Protocol):
+        got = 0
+
+        def data_received(self, data):
+            keeper.take(data)
+            assert set(data) == {self.got // size}
+            self.got += len(data)
+
+    async def main():
+        ends = [socket_pair() for _ in range(2)]
+        made = [await loop.create_connection(Taker, sock=near) for near, _ in ends]
+        for i in range(80):
+            for (_, taker), (_, far) in zip(made, ends, strict=True):
+                await send_all(far, bytes([i]) * size)
+                await until(lambda taker=taker, i=i: taker.got == (i + 1) * size)
+        keeper.check()
+        for transport, _ in made:
+            put_away(transport)
+        await turns()
 
     run(main())
 

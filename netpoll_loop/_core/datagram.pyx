@@ -7,16 +7,17 @@ each turn and transport, what the socket doesn't take is kept with its address.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.contextvars cimport PyContext_CopyCurrent, PyContext_Enter, PyContext_Exit
+from cpython.object cimport PyObject
 from libc.errno cimport EAGAIN, EINTR, EINVAL, errno
 from libc.stdint cimport uint32_t
 from libc.string cimport memcmp, memcpy
 
 from netpoll_loop._core.address cimport RAW_SIZE, SocketType, address_object
 from netpoll_loop._core.engine cimport NP_ERR, NP_HUP, NP_R, NP_W, NP_WAIT, sockaddr_storage, socklen_t
+from netpoll_loop._core.handles cimport raise_what_is_set
 from netpoll_loop._core.scheduler cimport SCRATCH_SIZE
-from netpoll_loop._core.transport cimport SocketTransport, os_error
+from netpoll_loop._core.transport cimport SocketTransport, os_error, received
 
 import collections
 import os
@@ -25,6 +26,9 @@ from asyncio import constants as _constants
 from asyncio import futures as _futures
 from asyncio import transports as _transports
 from asyncio.log import logger
+
+cdef extern from "Python.h":
+    void Py_DECREF(PyObject *o)
 
 cdef extern from "<sys/socket.h>" nogil:
     cdef struct sockaddr:
@@ -196,6 +200,7 @@ cdef class DatagramTransport(SocketTransport):
         )
         cdef int error = errno
         cdef int place
+        cdef PyObject *piece
         if count < 0:
             if error not in (EAGAIN, EINTR):
                 self.loop.still.append(self)
@@ -203,7 +208,11 @@ cdef class DatagramTransport(SocketTransport):
             return 0
         try:
             place = self.sender_of(&raw, length)
-            data = PyBytes_FromStringAndSize(self.loop.scratch, count)
+            piece = received(self.loop, count)
+            if piece is NULL:
+                raise_what_is_set()
+            data = <object>piece
+            Py_DECREF(piece)
         except BaseException as exc:
             self._fatal_error(exc, "Fatal read error on datagram transport")
             return 0

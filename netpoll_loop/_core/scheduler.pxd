@@ -110,6 +110,8 @@ cdef class Scheduler(Home):
     cdef list rearm
     # Where streams receive into before the bytes object of the right size is made.
     cdef char *scratch
+    # What came last, if it was large: see received() in transport.pyx.
+    cdef object delivered
     # The last park ended with a long wait for the GIL. While it is set, see keep_gil(), nanoseconds: when the last turn
     # began, since when the worker has the GIL, when it last released it, and the interpreter's switch interval.
     cdef bint contended

@@ -840,6 +840,7 @@ cdef class Scheduler(Home):
             self.reap()
         self.still.clear()
         self.rearm.clear()
+        self.delivered = None
         if self.posted:
             self.take_posted()
         while self.head != self.tail:

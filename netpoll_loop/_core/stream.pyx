@@ -25,7 +25,7 @@ from netpoll_loop._core.engine cimport (
 )
 from netpoll_loop._core.handles cimport raise_what_is_set
 from netpoll_loop._core.scheduler cimport SCRATCH_SIZE, Scheduler
-from netpoll_loop._core.transport cimport HIGH_WATER, SocketTransport, os_error
+from netpoll_loop._core.transport cimport HIGH_WATER, SocketTransport, os_error, received
 
 import os
 import sys
@@ -404,7 +404,7 @@ cdef class StreamTransport(SocketTransport):
             # Small pieces are copied: a bytes object of the right size is cheaper than one that has to shrink.
             count = np_recv(self.loop.engine, self.desc, self.loop.scratch, SCRATCH_SIZE)
             if count > 0:
-                data = BytesFrom(self.loop.scratch, count)
+                data = received(self.loop, count)
         else:
             data = BytesFrom(NULL, self.room)
             if data is NULL:

@@ -1,3 +1,4 @@
+from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t
 
 from netpoll_loop._core.address cimport RAW_SIZE
@@ -61,3 +62,4 @@ cdef class SocketTransport(Descriptor):
 
 
 cdef object os_error(ssize_t negative)
+cdef PyObject *received(Scheduler loop, Py_ssize_t size) noexcept

@@ -14,6 +14,7 @@ from libc.string cimport memcpy
 
 from netpoll_loop._core.address cimport SocketType, address_object, c_getpeername, family_of, kind_of, sockaddr
 from netpoll_loop._core.engine cimport socklen_t, sockaddr_storage
+from netpoll_loop._core.freethreading cimport FREE_THREADED
 from netpoll_loop._core.handles cimport raise_what_is_set
 
 import os
@@ -23,8 +24,24 @@ from asyncio import trsock as _trsock
 from asyncio.log import logger
 
 cdef extern from "Python.h":
+    """
+    /* It gets other bytes: their hash isn't known. */
+    static inline void np_forget_hash(PyObject *bytes) {
+        _Py_COMP_DIAG_PUSH
+        _Py_COMP_DIAG_IGNORE_DEPR_DECLS
+        ((PyBytesObject *)bytes)->ob_shash = -1;
+        _Py_COMP_DIAG_POP
+    }
+    """
     PyObject **_PyObject_GetDictPtr(object o)
     void Py_XDECREF(PyObject *o)
+    # Without Cython's own references.
+    PyObject *BytesFrom "PyBytes_FromStringAndSize"(const char *data, Py_ssize_t size)
+    char *BYTES "PyBytes_AS_STRING"(PyObject *o)
+    Py_ssize_t SIZE "PyBytes_GET_SIZE"(PyObject *o)
+    Py_ssize_t REFERENCES "Py_REFCNT"(PyObject *o)
+    void Py_INCREF(PyObject *o)
+    void np_forget_hash(PyObject *bytes)
 
 cdef extern from "<sys/socket.h>" nogil:
     int c_getsockname "getsockname"(int fd, sockaddr *address, socklen_t *length)
@@ -34,12 +51,36 @@ cdef extern from "<sys/socket.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     int c_close "close"(int fd)
 
+cdef enum:
+    # Bytes of an object for which it has memory at hand; ... and that a loop keeps.
+    POOLED = 479
+    KEPT = 4096
+
 cdef object TransportSocket = _trsock.TransportSocket
 
 
 cdef object os_error(ssize_t negative):
     """The OSError (or subclass) of a negative errno value."""
     return OSError(<int>-negative, os.strerror(<int>-negative))
+
+
+cdef PyObject *received(Scheduler loop, Py_ssize_t size) noexcept:
+    """A new reference to a bytes object of what is in scratch; NULL, and an exception is set.
+
+    Messages of one size are frequent. More than POOLED bytes are malloc's, whose way for them is long: where nobody has the
+    object before this one any more, its memory is used again.
+    """
+    cdef PyObject *made
+    cdef PyObject *last = <PyObject *>loop.delivered
+    if POOLED < size <= KEPT and REFERENCES(last) == 1 and SIZE(last) == size:
+        memcpy(BYTES(last), loop.scratch, size)
+        np_forget_hash(last)
+        Py_INCREF(last)
+        return last
+    made = BytesFrom(loop.scratch, size)
+    if POOLED < size <= KEPT and made is not NULL and not FREE_THREADED:
+        loop.delivered = <object>made
+    return made
 
 
 cdef class SocketTransport(Descriptor):

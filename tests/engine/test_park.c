@@ -368,8 +368,7 @@ static void take_all(np_engine *e, np_desc *d, struct writer *w) {
         if (n == 0) break;
         if (n == -EAGAIN) {
             CHECK(!np_more(d));
-            CHECK(wait_bits(e, "d", NP_R, 5000) & NP_R);
-            CHECK(np_more(d));
+            CHECK(wait_bits(e, "d", NP_R, 5000) & NP_R); /* of what has been taken already, perhaps */
             continue;
         }
         CHECK(n > 0);
