@@ -8,6 +8,7 @@ import re
 import socket
 import stat
 import sys
+from itertools import pairwise
 
 import pytest
 from peers import Echo, Recorder, put_away, read_exactly, read_to_end, turns, until
@@ -353,6 +354,20 @@ def test_connections_that_came_at_once_are_accepted_in_order(run, loop, served, 
         await until(lambda: len(served.made) == 30 and served.made[-1].transport)
         peers = [p.transport.get_extra_info("peername") for p in served.made]
         assert peers == [client.getsockname() for client in clients]
+        server.close()
+
+    run(main())
+
+
+def test_many_connections_at_once_leave_the_others_their_turns(run, loop, served, dial):
+    async def main():
+        server = await loop.create_server(served, "127.0.0.1", 0, backlog=200)
+        clients = [dial(server) for _ in range(60)]  # of which the loop knows nothing yet
+        made = [0]
+        while made[-1] < len(clients):
+            await asyncio.sleep(0)
+            made.append(len(served.made))
+        assert max(after - before for before, after in pairwise(made)) <= 16
         server.close()
 
     run(main())

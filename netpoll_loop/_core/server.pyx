@@ -3,8 +3,8 @@
 
 asyncio's Server object stays asyncio's; this is what its ``_start_serving``
 registers.  Turn for turn it does what asyncio does: the event queues the
-listener, the listener accepts what waits (at most the backlog) and queues each
-connection, whose run makes the protocol and the transport.  A connection that
+listener, the listener accepts what waits (at most the backlog, and 16) and queues
+each connection, whose run makes the protocol and the transport.  A connection that
 was accepted is delivered, also after the server was closed.
 """
 
@@ -31,6 +31,9 @@ cdef extern from "<unistd.h>" nogil:
 
 
 cdef int accepts_more = sys.version_info >= (3, 14)
+# In a turn. The peers of these have something to do while the next are accepted, and the loop's other descriptors aren't kept
+# waiting for a whole backlog.
+cdef Py_ssize_t ACCEPTS = 16
 
 
 cdef class Accepted(Runnable):
@@ -101,7 +104,7 @@ cdef class Listener(Descriptor):
         self.sslcontext = sslcontext
         self.server = server
         # From 3.14 on asyncio accepts one more; before that it would never accept with a backlog of 0, and spin.
-        self.accepts = max(backlog + accepts_more, 1)
+        self.accepts = min(max(backlog + accepts_more, 1), ACCEPTS)
         self.handshake_timeout = handshake_timeout
         self.shutdown_timeout = shutdown_timeout
         self.context = PyContext_CopyCurrent()

@@ -11,7 +11,7 @@
  * itself, at the end of its turn, or of NP_BATCH writes; and at once in small
  * turns, so that the peers have something to do meanwhile.  Busyness and work are
  * looked at in windows of NP_WINDOW writes, one clock call each; NP_AGREE windows
- * must agree to change the guess.  That the worker is no longer busy ends all of
+ * must agree to change the guess, or one to begin, where the worker had no rest for a while.  That the worker is no longer busy ends all of
  * it at once, unless that is the netpoller's doing; so does a single wait of
  * NP_QUIET.
  *
@@ -134,7 +134,7 @@ static void begin(struct np_engine *e, int64_t now, int64_t each, np_sender gues
         e->trial.began_with = each;
     }
     e->trial.contended = contended;
-    np_trial_begin(e, now, guessed);
+    np_trial_begin(e, now, guessed, netpoller_may);
 }
 
 /* Whether the way to send is to be chosen anew. */
@@ -170,6 +170,12 @@ static int spares_time(struct np_engine *e, int64_t elapsed) {
     return e->window.slow < NP_SLOW_AGREE;
 }
 
+/* A burst, such as what has come in a stall: it could be over before NP_AGREE windows are.  A window that was open during the
+ * stall itself tells nothing. */
+static int is_restless(const struct np_engine *e, int64_t now, int64_t elapsed) {
+    return !e->trial.on && now - e->window.rested >= NP_RESTLESS && elapsed < NP_RESTLESS;
+}
+
 static void decide(struct np_engine *e) {
     int64_t now = np_now(), elapsed = now - e->window.since, busy = elapsed - e->window.waited;
     int64_t each = (busy - (int64_t)e->window.bytes / NP_COPIES) / e->window.messages; /* apart from the sending */
@@ -187,7 +193,7 @@ static void decide(struct np_engine *e) {
     }
     if (!is_outdated(e, now, each, guessed, netpoller_may)) {
         e->window.agreed = 0;
-    } else if (++e->window.agreed >= NP_AGREE) {
+    } else if (++e->window.agreed >= NP_AGREE || is_restless(e, now, elapsed)) {
         begin(e, now, each, guessed, netpoller_may);
     }
     new_window(e, now);
@@ -217,6 +223,9 @@ np_sender np_hand_over(np_engine *e, np_desc *d, size_t size) {
 
 void np_waited(struct np_engine *e, int64_t from, int64_t to) {
     e->window.waited += to - from;
+    if (to - from >= NP_REST) {
+        e->window.rested = to;
+    }
     if (e->trial.on && to - from >= NP_QUIET) {
         end(e, to);
     }

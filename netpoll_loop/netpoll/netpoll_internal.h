@@ -82,10 +82,13 @@ enum {
     NP_TRIAL_CPU = 3,    /* so many per cent of CPU count as one of the clock */
 };
 #define NP_TRIAL_SPAN (4 * 1000000LL)    /* ns of a span at least */
+#define NP_TRIAL_LATER (10 * 1000000LL)  /* ns of saturation before the first: a burst has no time for it */
 #define NP_TRIAL_HOLDS (50 * 1000000LL)  /* ns over which what has won must still be better */
 #define NP_TRIAL_PAUSE (1000 * 1000000LL) /* ns until the next trial, if nothing has changed; it doubles ... */
 #define NP_TRIAL_RARE (8 * 1000000000LL) /* ... up to this */
 #define NP_TRIAL_SAME (100 * 1000000LL) /* ns without saturation after which it may be other work */
+#define NP_RESTLESS (10 * 1000000LL) /* ns without a rest after which one window is enough: there is more than it has seen */
+#define NP_REST (100 * 1000LL)       /* ns of a wait that counts as one */
 #define NP_COPIES 4                  /* bytes that a send copies in a ns */
 #define NP_WORK (10 * 1000LL)        /* ns between two messages, to begin with the netpoller */
 #define NP_WORK_ENOUGH (5 * 1000LL)  /* ... to go on: less by the sends that others do now */
@@ -401,6 +404,7 @@ struct np_engine {
     const struct np_desc *last_written; /* worker only: in this turn; only compared */
     struct {
         int64_t since, waited; /* ns: its beginning; how much of it the worker has waited */
+        int64_t rested;        /* ns: the end of the last wait of NP_REST or more, also before it */
         int writes;
         int messages; /* of them: what is written to one descriptor, in pieces, before the next is written to */
         size_t bytes;
@@ -601,7 +605,7 @@ int np_crowded(struct np_engine *e, int64_t now);
 /* ---- trial.c ---------------------------------------------------------------------- */
 
 /* Worker: saturated from here on, and this is the usual way until another one has won. */
-void np_trial_begin(struct np_engine *e, int64_t now, np_sender usual);
+void np_trial_begin(struct np_engine *e, int64_t now, np_sender usual, int netpoller_may);
 /* The same, with what was found the last time. */
 void np_trial_resume(struct np_engine *e);
 /* After each window.  1: the usual way is in use, and nothing is tried.  guessed: what to do if the netpoller is the usual

@@ -146,14 +146,15 @@ static void end_span(struct np_engine *e, int64_t now) {
     }
 }
 
-void np_trial_begin(struct np_engine *e, int64_t now, np_sender usual) {
+void np_trial_begin(struct np_engine *e, int64_t now, np_sender usual, int netpoller_may) {
     make_usual(e, usual);
     e->trial.on = 1;
     e->trial.known = 0;
     e->trial.wall = e->trial.rival_wall = 0;
     e->trial.pause = NP_TRIAL_PAUSE;
+    e->trial.netpoller_may = netpoller_may;
     if (e->trial.at != INT64_MAX) {
-        e->trial.at = now;
+        e->trial.at = now + NP_TRIAL_LATER;
     }
     begin_span(e, usual);
 }

@@ -13,7 +13,7 @@ struct simulation {
 static void simulation_begin(struct simulation *s, np_sender usual, int64_t at_once, int64_t by_netpoller, int64_t by_worker) {
     *s = (struct simulation){np_engine_new(NP_AUTO, NULL), now_ns(), {at_once, by_netpoller, by_worker}, {0}};
     np_set_sc(&s->e->thread_on, 1u);
-    np_trial_begin(s->e, s->now, usual);
+    np_trial_begin(s->e, s->now, usual, 0);
 }
 
 static void simulation_end(struct simulation *s) {
@@ -189,7 +189,7 @@ TEST(a_worker_with_time_keeps_the_netpoller_while_the_load_is_as_it_was, 30) {
         np_set_sc(&e->thread_on, 1u);
         for (int i = 0; i <= NP_AGREE; i++) window(e, d, 1000000, 0);
         EQ(np_get(&e->offload), NP_AT_ONCE); /* turns of one write */
-        np_trial_begin(e, now_ns(), NP_BY_NETPOLLER);
+        np_trial_begin(e, now_ns(), NP_BY_NETPOLLER, 1);
         e->trial.at = INT64_MAX;
         e->trial.known = known;
         e->trial.wall = known ? 1000000 : 0;
@@ -225,6 +225,36 @@ TEST(a_worker_with_time_keeps_the_netpoller_while_the_load_is_as_it_was, 30) {
     close(fds[1]);
 }
 
+TEST(after_long_without_a_rest_one_window_is_enough_but_not_that_of_the_stall, 30) {
+    int fds[2];
+    pair(fds);
+    for (int rests = 0; rests <= 1; rests++) {
+        np_engine *e = np_engine_new(NP_AUTO, NULL);
+        np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+        int64_t now = now_ns();
+        e->cpus = 2;
+        e->crowd.at = INT64_MAX;
+        np_set_sc(&e->thread_on, 1u);
+        np_waited(e, now - 10 * NP_RESTLESS, now - 9 * NP_RESTLESS);
+        np_waited(e, now - NP_REST, rests ? now : now - 1); /* for the GIL, or the token */
+        window(e, d, 8000000, 0);
+        for (int i = 1; i < NP_AGREE; i++) {
+            EQ(np_get(&e->offload), !rests && i > 1 ? NP_BY_NETPOLLER : NP_AT_ONCE);
+            np_set(&e->usual_turn, 16);
+            if (rests) np_waited(e, now_ns() - NP_REST, now_ns());
+            window(e, d, 15000, 0);
+        }
+        EQ(np_get(&e->offload), NP_BY_NETPOLLER);
+        CHECK(e->trial.at > now + NP_TRIAL_LATER); /* nothing is tried in a burst */
+        EQ(np_trial_window(e, now + NP_TRIAL_LATER, NP_BY_NETPOLLER, 1), 1);
+        np_set_sc(&e->thread_on, 0u);
+        np_close(e, d);
+        np_engine_free(e);
+    }
+    close(fds[0]);
+    close(fds[1]);
+}
+
 TEST(while_others_want_the_cpus_nothing_is_tried, 30) {
     int fds[2];
     pair(fds);
@@ -233,7 +263,7 @@ TEST(while_others_want_the_cpus_nothing_is_tried, 30) {
     e->cpus = 2;
     e->crowd.at = INT64_MAX;
     np_set_sc(&e->thread_on, 1u);
-    np_trial_begin(e, now_ns(), NP_BY_NETPOLLER);
+    np_trial_begin(e, now_ns(), NP_BY_NETPOLLER, 1);
     e->trial.other = NP_BY_WORKER; /* is being tried */
     e->crowd.agreed = NP_CROWD_AGREE;
     e->crowd.until = now_ns() + 60 * 1000 * MS;
