@@ -3,7 +3,7 @@
 
 asyncio's Server object stays asyncio's; this is what its ``_start_serving``
 registers.  Turn for turn it does what asyncio does: the event queues the
-listener, the listener accepts what waits (at most the backlog, and 16) and queues
+listener, the listener accepts what waits (at most the backlog, and 32) and queues
 each connection, whose run makes the protocol and the transport.  A connection that
 was accepted is delivered, also after the server was closed.
 """
@@ -33,7 +33,7 @@ cdef extern from "<unistd.h>" nogil:
 cdef int accepts_more = sys.version_info >= (3, 14)
 # In a turn. The peers of these have something to do while the next are accepted, and the loop's other descriptors aren't kept
 # waiting for a whole backlog.
-cdef Py_ssize_t ACCEPTS = 16
+cdef Py_ssize_t ACCEPTS = 32
 
 
 cdef class Accepted(Runnable):
@@ -169,6 +169,9 @@ cdef class Listener(Descriptor):
                 else:
                     self.accept_failed(-fd)
                     return 0
+            else:
+                # There may be more, and where the netpoller looks for the worker that doesn't poll in each turn.
+                self.on_ready(NP_R)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:

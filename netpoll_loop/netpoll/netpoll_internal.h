@@ -82,7 +82,7 @@ enum {
     NP_TRIAL_CPU = 3,    /* so many per cent of CPU count as one of the clock */
 };
 #define NP_TRIAL_SPAN (4 * 1000000LL)    /* ns of a span at least */
-#define NP_TRIAL_LATER (10 * 1000000LL)  /* ns of saturation before the first: a burst has no time for it */
+#define NP_TRIAL_LATER (10 * 1000000LL)  /* ns before the first, after a pause: a burst has no time for it */
 #define NP_TRIAL_HOLDS (50 * 1000000LL)  /* ns over which what has won must still be better */
 #define NP_TRIAL_PAUSE (1000 * 1000000LL) /* ns until the next trial, if nothing has changed; it doubles ... */
 #define NP_TRIAL_RARE (8 * 1000000000LL) /* ... up to this */

@@ -154,7 +154,7 @@ void np_trial_begin(struct np_engine *e, int64_t now, np_sender usual, int netpo
     e->trial.pause = NP_TRIAL_PAUSE;
     e->trial.netpoller_may = netpoller_may;
     if (e->trial.at != INT64_MAX) {
-        e->trial.at = now + NP_TRIAL_LATER;
+        e->trial.at = now + (now - e->trial.ended >= NP_TRIAL_SAME ? NP_TRIAL_LATER : 0);
     }
     begin_span(e, usual);
 }
