@@ -1735,6 +1735,36 @@ def test_in_debug_handles_remember_where_they_were_made(loop, exceptions):
     assert [c["source_traceback"][-1].filename for c in exceptions] == [__file__] * 3
 
 
+def test_what_debug_knows_of_a_handle_goes_with_it(loop):
+    def known():
+        gc.collect()
+        return sum(type(o).__name__ == "DebugInfo" for o in gc.get_objects())
+
+    before = known()
+    late = loop.call_later(60, print)
+    loop.set_debug(True)
+    kept = loop.call_soon(print)
+    for _ in range(100):
+        loop.call_soon(int)
+        loop.call_later(60, int).cancel()
+    late.cancel()
+    kept.cancel()
+    assert "print" in repr(late) and "print" in repr(kept)
+    assert late._source_traceback is None and kept._source_traceback
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    loop.set_debug(False)
+    assert known() == before + 2
+    del late, kept
+    assert known() == before
+    assert loop.call_soon(int)._source_traceback is None  # in the memory of one of them
+
+
+def test_handles_are_small(loop):
+    # Thousands of them may wait. With 16 bytes more a burst of call_soon() is 6 % slower.
+    assert type(loop.call_soon(int)).__basicsize__ <= object.__basicsize__ + 64
+
+
 def test_in_debug_the_default_handler_logs_where_the_handle_was_made(loop, caplog):
     loop.set_debug(True)
     loop.call_soon(boom)

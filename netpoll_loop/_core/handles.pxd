@@ -24,22 +24,24 @@ cdef class DebugInfo:
     cdef object text
 
 
+# 96 bytes with the collector's: thousands may wait, and 16 more of each make a burst 6 % slower.
 cdef class Handle(Runnable):
+    # None once the collector has cleared it.
+    cdef Home loop
     # References that it owns; see "memory" in handles.pyx.  NULL: none, or dropped.
     cdef PyObject *callback
     cdef PyObject *context
-    cdef PyObject *loop
-    # One or two arguments, or the tuple of more of them; how many there are, -1: dropped.
+    # One or two arguments, or the tuple of more of them; which of these: 1, 2, MANY; 0: none, -1: dropped.
     cdef PyObject *first
     cdef PyObject *second
-    cdef int count
-    cdef public bint _cancelled
+    cdef signed char count
+    cdef signed char is_cancelled
     # A ContextState: see "contexts" in handles.pyx.
-    cdef char context_state
+    cdef signed char context_state
     # The garbage collector knows the handle.
-    cdef bint tracked
-    # In debug mode.
-    cdef DebugInfo debug
+    cdef signed char tracked
+    # There is a DebugInfo for it.
+    cdef signed char debugged
     cdef object __weakref__
 
     cdef object shown_context(self)

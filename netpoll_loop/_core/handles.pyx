@@ -121,6 +121,26 @@ cdef class DebugInfo:
     """What only debug mode knows of a handle."""
 
 
+# By the handle's address.
+cdef dict debug_infos = {}
+
+
+cdef DebugInfo debug_info(Handle handle):
+    """The handle's; made if it has none."""
+    cdef DebugInfo info
+    cdef object key = <size_t><PyObject *>handle
+    if handle.debugged:
+        return debug_infos[key]
+    info = DebugInfo()
+    debug_infos[key] = info
+    handle.debugged = True
+    return info
+
+
+cdef enum:
+    MANY = 3
+
+
 cdef inline object or_none(PyObject *o):
     return <object>o if o is not NULL else None
 
@@ -146,18 +166,27 @@ cdef class Handle(Runnable):
 
     @property
     def _loop(self):
-        return or_none(self.loop)
+        return self.loop
+
+    @property
+    def _cancelled(self):
+        return bool(self.is_cancelled)
+
+    @_cancelled.setter
+    def _cancelled(self, value):
+        self.is_cancelled = bool(value)
 
     @property
     def _source_traceback(self):
-        return None if self.debug is None else self.debug.source_traceback
+        return (<DebugInfo>debug_infos[<size_t><PyObject *>self]).source_traceback if self.debugged else None
 
     def _repr_info(self):
         return _stdlib_handle._repr_info(self)
 
     def __repr__(self):
-        if self.debug is not None and self.debug.text is not None:
-            return self.debug.text
+        cdef object text = (<DebugInfo>debug_infos[<size_t><PyObject *>self]).text if self.debugged else None
+        if text is not None:
+            return text
         return "<{}>".format(" ".join(self._repr_info()))
 
     @property
@@ -197,7 +226,7 @@ cdef class Handle(Runnable):
     cdef object arguments(self):
         """The arguments as a tuple; None once they are dropped."""
         cdef object args
-        if self.count > 2:
+        if self.count == MANY:
             return <object>self.first
         if self.count < 0:
             return None
@@ -223,16 +252,14 @@ cdef class Handle(Runnable):
         Py_XDECREF(second)
 
     cdef int cancel_now(self) except -1:
-        if FREE_THREADED and self.loop is not NULL and is_foreign(<Home>self.loop):
+        if FREE_THREADED and self.loop is not None and is_foreign(self.loop):
             # It may be about to run.
-            self._cancelled = True
-        elif not self._cancelled:
-            self._cancelled = True
-            if self.loop is not NULL and (<Home>self.loop)._debug:
+            self.is_cancelled = True
+        elif not self.is_cancelled:
+            self.is_cancelled = True
+            if self.loop is not None and self.loop._debug:
                 # Kept for the slow-callback log, as in asyncio.
-                if self.debug is None:
-                    self.debug = DebugInfo()
-                self.debug.text = repr(self)
+                debug_info(self).text = repr(self)
             self.drop()
         return 0
 
@@ -242,7 +269,7 @@ cdef class Handle(Runnable):
 
     def cancelled(self):
         """Whether cancel() was called."""
-        return bool(self._cancelled)
+        return bool(self.is_cancelled)
 
     def _run(self):
         """asyncio's private name for the run; an error of the callback is reported, not raised."""
@@ -255,7 +282,7 @@ cdef class Handle(Runnable):
         cdef PyObject *first = self.first
         cdef PyObject *second = self.second
         cdef int count = self.count
-        if self._cancelled or callback is NULL:
+        if self.is_cancelled or callback is NULL:
             return 0
         if self.context_state == SHARED:
             self.own_context()
@@ -267,7 +294,7 @@ cdef class Handle(Runnable):
             result = PyObject_Vectorcall(callback, stack + 1, PY_VECTORCALL_ARGUMENTS_OFFSET, NULL)
         else:
             Py_INCREF(<object>first)
-            if count > 2:
+            if count == MANY:
                 result = PyObject_Call(callback, first, NULL)
             else:
                 stack[1] = first
@@ -293,8 +320,8 @@ cdef class Handle(Runnable):
             raise_what_is_set()
         except Exception as exc:
             # It has been entered already, perhaps in a body of blocking(), or is no Context.
-            if type(exc) is not RuntimeError or not (<Home>self.loop).hold_back(self):
-                self.failed(<object>self.loop, exc)
+            if type(exc) is not RuntimeError or not self.loop.hold_back(self):
+                self.failed(self.loop, exc)
         return 0
 
     cdef int leave_failed(self) except -1:
@@ -304,7 +331,7 @@ cdef class Handle(Runnable):
         PyErr_Fetch(&t, &v, &tb)
         Exit(self.context)
         PyErr_Restore(t, v, tb)
-        return report(self, <object>self.loop)
+        return report(self, self.loop)
 
     cdef int failed(self, object loop, object exc) except -1:
         text = _format_callback(self._callback, self.arguments(), loop.get_debug())
@@ -343,7 +370,7 @@ cdef class ThreadSafeHandle(Handle):
 
     cdef int run(self) except -1:
         with cython.critical_section(self):
-            if self._cancelled:
+            if self.is_cancelled:
                 return 0
             self.runner = PyThread_get_thread_ident()
         try:
@@ -366,7 +393,7 @@ cdef class ThreadSafeHandle(Handle):
         with cython.critical_section(self):
             if FREE_THREADED and self.runner:
                 # On 3.13, where nobody waits for the end.
-                self._cancelled = True
+                self.is_cancelled = True
             else:
                 Handle.cancel_now(self)
         return 0
@@ -379,7 +406,7 @@ cdef class ThreadSafeHandle(Handle):
     def cancelled(self):
         """Whether cancel() was called; waits if the callback is running in another thread."""
         self.wait()
-        return bool(self._cancelled)
+        return bool(self.is_cancelled)
 
 
 cdef class TimerHandle(Handle):
@@ -401,7 +428,7 @@ cdef class TimerHandle(Handle):
 
     def _repr_info(self):
         info = _stdlib_handle._repr_info(self)
-        info.insert(2 if self._cancelled else 1, f"when={self._when}")
+        info.insert(2 if self.is_cancelled else 1, f"when={self._when}")
         return info
 
     def __hash__(self):
@@ -433,14 +460,14 @@ cdef class TimerHandle(Handle):
                 self._when == other._when
                 and self._callback == other._callback
                 and self.arguments() == other._args
-                and bool(self._cancelled) == other._cancelled
+                and bool(self.is_cancelled) == other._cancelled
             )
         return NotImplemented
 
     def cancel(self):
         """Cancels the callback and takes the timer out of the heap at once."""
-        if not self._cancelled and self.loop is not NULL:
-            (<Home>self.loop).forget_timer(self)
+        if not self.is_cancelled and self.loop is not None:
+            self.loop.forget_timer(self)
             self.cancel_now()
 
     def when(self):
@@ -576,12 +603,20 @@ cdef inline pool *pool_of(PyObject *o) noexcept:
 
 cdef void drop_all(PyObject *o) noexcept:
     cdef PyObject *context = (<Handle>o).context
-    cdef PyObject *loop = (<Handle>o).loop
     (<Handle>o).drop()
     (<Handle>o).context = NULL
-    (<Handle>o).loop = NULL
     Py_XDECREF(context)
-    Py_XDECREF(loop)
+    (<Handle>o).loop = None
+
+
+cdef void forget_debug_info(PyObject *o) noexcept:
+    # It may go while an exception is on its way.
+    cdef PyObject *t = NULL
+    cdef PyObject *v = NULL
+    cdef PyObject *tb = NULL
+    PyErr_Fetch(&t, &v, &tb)
+    del debug_infos[<size_t>o]
+    PyErr_Restore(t, v, tb)
 
 
 cdef inline bint keep(PyObject *o, pool *free) noexcept:
@@ -593,7 +628,9 @@ cdef inline bint keep(PyObject *o, pool *free) noexcept:
     if (<PyObject **>(<char *>o + free.type.tp_weaklistoffset))[0] is not NULL:
         PyObject_ClearWeakRefs(o)
     drop_all(o)
-    (<Handle>o).debug = None
+    if (<Handle>o).debugged:
+        (<Handle>o).debugged = False
+        forget_debug_info(o)
     if FREE_THREADED or free.count == FREE_MAX:
         for i in range(free.nones):
             Py_XDECREF(Py_None)
@@ -620,13 +657,12 @@ cdef void dealloc_timer(PyObject *o) noexcept:
 
 cdef int traverse(PyObject *o, visitproc visit, void *arg) noexcept:
     cdef int i, stop
-    cdef PyObject *references[5]
+    cdef PyObject *references[4]
     references[0] = (<Handle>o).callback
     references[1] = (<Handle>o).context
-    references[2] = (<Handle>o).loop
-    references[3] = (<Handle>o).first
-    references[4] = (<Handle>o).second
-    for i in range(5):
+    references[2] = (<Handle>o).first
+    references[3] = (<Handle>o).second
+    for i in range(4):
         if references[i] is not NULL:
             stop = visit(references[i], arg)
             if stop:
@@ -679,7 +715,7 @@ cdef inline Handle make(pool *free, Home loop, PyObject *callback, PyObject **ar
         free.count -= 1
         o = free.items[free.count]
         PyObject_Init(o, free.type)
-        (<Handle>o)._cancelled = False
+        (<Handle>o).is_cancelled = False
     else:
         o = _PyObject_GC_New(free.type)
         if o is NULL:
@@ -691,8 +727,7 @@ cdef inline Handle make(pool *free, Home loop, PyObject *callback, PyObject **ar
     # Its first reference becomes handle's.
     handle = <Handle>o
     Py_XDECREF(o)
-    Py_INCREF(loop)
-    handle.loop = <PyObject *>loop
+    handle.loop = loop
     if context is NULL or context == Py_None:
         take_context(handle)
     else:
@@ -701,7 +736,7 @@ cdef inline Handle make(pool *free, Home loop, PyObject *callback, PyObject **ar
         handle.context_state = OTHERS
     Py_XINCREF(callback)
     handle.callback = callback
-    handle.count = <int>count
+    handle.count = <signed char>count if count < MANY else MANY
     if count == 1:
         handle.first = args[0]
         Py_XINCREF(args[0])
@@ -718,8 +753,7 @@ cdef inline Handle make(pool *free, Home loop, PyObject *callback, PyObject **ar
         Py_INCREF(more)
         handle.first = <PyObject *>more
     if loop._debug:
-        handle.debug = DebugInfo()
-        handle.debug.source_traceback = _extract_stack(_getframe(0))
+        debug_info(handle).source_traceback = _extract_stack(_getframe(0))
     if not loop.running:
         settle(handle)
     return handle

@@ -281,7 +281,7 @@ cdef class Scheduler(Home):
                 self.ring_push(handle)
             elif (<TimerHandle>handle).heap_index >= 0:
                 self.timers.remove(<TimerHandle>handle)
-            elif not (<TimerHandle>handle)._cancelled:
+            elif not (<TimerHandle>handle).is_cancelled:
                 self.own_clock = self.clock_is_own()
                 self.timers.push(<TimerHandle>handle)
         return 0

@@ -126,7 +126,7 @@ cdef class FdWatch(Descriptor):
         self.drained = False
         if bits & (NP_R | NP_HUP | NP_ERR):
             if self.reader is not None:
-                if self.reader._cancelled:
+                if self.reader.is_cancelled:
                     self.reader = None
                     self.update()
                 else:
@@ -135,7 +135,7 @@ cdef class FdWatch(Descriptor):
                 self.pending_bits |= NP_R
         if bits & (NP_W | NP_HUP | NP_ERR):
             if self.writer is not None:
-                if self.writer._cancelled:
+                if self.writer.is_cancelled:
                     self.writer = None
                     self.update()
                 else:
