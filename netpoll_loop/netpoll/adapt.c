@@ -11,9 +11,9 @@
  * itself, at the end of its turn, or of NP_BATCH writes; and at once in small
  * turns, so that the peers have something to do meanwhile.  Busyness and work are
  * looked at in windows of NP_WINDOW writes, one clock call each; NP_AGREE windows
- * must agree to change the guess, or one to begin, where the worker had no rest for a while.  That the worker is no longer busy ends all of
- * it at once, unless that is the netpoller's doing; so does a single wait of
- * NP_QUIET.
+ * must agree to change the guess, or one to begin, where the worker had no rest
+ * for a while.  That the worker is no longer busy ends all of it at once, unless
+ * that is the netpoller's doing; so does a single wait of NP_QUIET.
  *
  * Where others want the CPUs, too, what the netpoller runs for is taken from
  * them, from the peers, or from the worker itself.  The kernel knows whether
