@@ -44,7 +44,7 @@ static void new_window(struct np_engine *e, int64_t now) {
 
 static void end(struct np_engine *e, int64_t now) {
     if (e->trial.on) {
-        np_trial_end(e);
+        np_trial_end(e, now);
         e->trial.ended = now;
     }
     e->window.agreed = 0;
@@ -124,9 +124,9 @@ static int differs(int64_t work, int64_t before) {
 static void begin(struct np_engine *e, int64_t now, int64_t each, np_sender guessed, int netpoller_may) {
     int contended = np_get(&e->contended), first = !e->trial.on;
     e->window.agreed = 0;
-    int same = now - e->trial.ended < NP_TRIAL_SAME || !differs(each, e->trial.began_with);
-    if (first && e->trial.known && e->trial.contended == contended && same &&
-        (netpoller_may || e->trial.usual != NP_BY_NETPOLLER)) {
+    int soon = now - e->trial.ended < NP_TRIAL_SAME;
+    int known = e->trial.known ? soon || !differs(each, e->trial.began_with) : soon && guessed == e->trial.usual;
+    if (first && known && e->trial.contended == contended && (netpoller_may || e->trial.usual != NP_BY_NETPOLLER)) {
         np_trial_resume(e);
         return;
     }

@@ -416,6 +416,7 @@ struct np_engine {
         np_sender usual; /* what is best, as far as known */
         np_sender other; /* what is tried now; usual: nothing is */
         np_sender by;    /* one of the two */
+        np_sender unfinished; /* what was tried when the worker was no longer saturated; usual: nothing was */
         int known;       /* usual has won or stood a trial; else it is a guess */
         int64_t ended;   /* ns: when the worker was no longer saturated, the last time */
         int contended;   /* ... made beside a thread that computes */
@@ -614,7 +615,7 @@ int np_trial_window(struct np_engine *e, int64_t now, np_sender guessed, int net
 /* Breaks off a trial that goes on. */
 void np_trial_stop(struct np_engine *e);
 /* No longer saturated. */
-void np_trial_end(struct np_engine *e);
+void np_trial_end(struct np_engine *e, int64_t now);
 
 /* ---- listen.c ------------------------------------------------------------------ */
 

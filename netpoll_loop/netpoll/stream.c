@@ -509,7 +509,7 @@ void np_settle(np_engine *e) {
     if (!e || e->dead || e->mode != NP_AUTO) {
         return;
     }
-    np_trial_end(e);
+    np_trial_end(e, np_now());
     np_send_batch(e);
     unsigned pass = np_get_sc(&e->passes);
     for (unsigned round = 0; pass % 2 && np_get_sc(&e->passes) == pass;) {

@@ -60,6 +60,20 @@ static np_sender next_other(struct np_engine *e) {
     return (np_sender)(untried(e) & 1u << first ? first : second);
 }
 
+/* The one whose trial the end of saturation has broken off, with what was found so far: near the limit that comes every few
+ * ms.  Else the next. */
+static void choose_other(struct np_engine *e) {
+    int goes_on = e->trial.unfinished != e->trial.usual && (untried(e) & 1u << e->trial.unfinished);
+    if (goes_on) {
+        e->trial.other = e->trial.unfinished;
+    } else {
+        e->trial.other = next_other(e);
+        e->trial.gain = e->trial.pairs = 0;
+    }
+    e->trial.unfinished = e->trial.usual;
+    e->trial.before.wall = 0;
+}
+
 /* What the better one of those that aren't the usual way took, the last time. */
 static void note_rival(struct np_engine *e, np_sender by, int64_t wall, int anew) {
     if (anew || !e->trial.rival_wall || wall < e->trial.rival_wall) {
@@ -89,7 +103,7 @@ static int is_worse_than_found(struct np_engine *e, int64_t now) {
 }
 
 static void make_usual(struct np_engine *e, np_sender by) {
-    e->trial.usual = e->trial.other = by;
+    e->trial.usual = e->trial.other = e->trial.unfinished = by;
     e->trial.lost = 0;
     e->trial.work = 0;
 }
@@ -122,6 +136,16 @@ static void conclude(struct np_engine *e, int64_t now, int wins) {
     begin_span(e, e->trial.usual);
 }
 
+/* 1: the trial is over. */
+static int judge(struct np_engine *e, int64_t now) {
+    int wins = e->trial.gain >= NP_TRIAL_CLEAR;
+    if (!wins && e->trial.gain > -NP_TRIAL_CLEAR && e->trial.pairs < NP_TRIAL_PAIRS) {
+        return 0;
+    }
+    conclude(e, now, wins);
+    return 1;
+}
+
 static void end_span(struct np_engine *e, int64_t now) {
     long thread;
     int64_t cpu = cpu_now(e, &thread) - e->trial.cpu;
@@ -136,11 +160,7 @@ static void end_span(struct np_engine *e, int64_t now) {
             add_gain(e, cost);
         }
         e->trial.before = cost;
-        if (e->trial.gain >= NP_TRIAL_CLEAR) {
-            conclude(e, now, 1);
-        } else if (e->trial.gain <= -NP_TRIAL_CLEAR || e->trial.pairs >= NP_TRIAL_PAIRS) {
-            conclude(e, now, 0);
-        } else {
+        if (!judge(e, now)) {
             begin_span(e, e->trial.other);
         }
     }
@@ -171,8 +191,16 @@ void np_trial_stop(struct np_engine *e) {
     }
 }
 
-void np_trial_end(struct np_engine *e) {
+void np_trial_end(struct np_engine *e, int64_t now) {
     e->trial.on = 0;
+    if (e->trial.other != e->trial.usual) {
+        if (e->trial.by == e->trial.usual && e->trial.before.wall) { /* its span is over, the one after it isn't */
+            add_gain(e, e->trial.before);
+        }
+        if (!judge(e, now)) {
+            e->trial.unfinished = e->trial.other;
+        }
+    }
     e->trial.other = e->trial.usual;
     (void)np_offload(e, NP_AT_ONCE);
 }
@@ -198,9 +226,7 @@ int np_trial_window(struct np_engine *e, int64_t now, np_sender guessed, int net
         if (now < e->trial.at || !np_get_sc(&e->thread_on)) {
             return 1;
         }
-        e->trial.other = next_other(e);
-        e->trial.gain = e->trial.pairs = 0;
-        e->trial.before.wall = 0;
+        choose_other(e);
         measure_from(e, now); /* the usual way goes on */
     } else if (!e->trial.from) {
         measure_from(e, now);

@@ -87,7 +87,7 @@ TEST(a_saturated_worker_may_do_without_a_poll_and_what_was_due_at_the_end_of_its
     pair(fds);
     np_desc *d = np_open(s.e, fds[0], NP_STREAM, "d", NULL);
     char got[8];
-    np_trial_end(s.e);
+    np_trial_end(s.e, s.now);
     EQ(np_skip_poll(s.e), 0);
     np_trial_resume(s.e);
     EQ(np_hand_over(s.e, d, 5), NP_BY_WORKER);
@@ -111,7 +111,7 @@ TEST(a_trial_is_broken_off_and_what_was_found_is_kept, 30) {
     np_trial_stop(s.e);
     EQ(np_get(&s.e->offload), NP_BY_NETPOLLER);
     while (np_get(&s.e->offload) == NP_BY_NETPOLLER) simulate(&s, 1, NP_AT_ONCE, 1);
-    np_trial_end(s.e);
+    np_trial_end(s.e, s.now);
     EQ(np_get(&s.e->offload), NP_AT_ONCE);
     np_trial_resume(s.e);
     EQ(np_get(&s.e->offload), NP_BY_NETPOLLER);
@@ -137,7 +137,7 @@ TEST(a_trial_that_was_broken_off_comes_before_what_has_lost, 30) {
     for (int i = 0; i < 5; i++) {
         while (s.e->trial.other == s.e->trial.usual) simulate(&s, 1, NP_AT_ONCE, 1);
         EQ(s.e->trial.other, NP_BY_WORKER);
-        np_trial_end(s.e);
+        np_trial_end(s.e, s.now);
         np_trial_resume(s.e);
     }
     simulate(&s, 1000 * MS, NP_AT_ONCE, 1);
@@ -147,6 +147,18 @@ TEST(a_trial_that_was_broken_off_comes_before_what_has_lost, 30) {
     simulate(&s, 100 * MS, NP_AT_ONCE, 0);
     EQ(s.by[NP_BY_NETPOLLER], 0);
     EQ(s.e->trial.usual, NP_BY_WORKER);
+    simulation_end(&s);
+}
+
+TEST(what_a_trial_has_found_is_kept_while_saturation_comes_and_goes, 30) {
+    struct simulation s;
+    simulation_begin(&s, NP_AT_ONCE, 20000, 10000, 30000);
+    for (int i = 0; i < 40 && s.e->trial.usual == NP_AT_ONCE; i++) {
+        simulate(&s, 25 * MS, NP_AT_ONCE, 1); /* time for one pair */
+        np_trial_end(s.e, s.now);
+        np_trial_resume(s.e);
+    }
+    EQ(s.e->trial.usual, NP_BY_NETPOLLER);
     simulation_end(&s);
 }
 
@@ -251,6 +263,37 @@ TEST(after_long_without_a_rest_one_window_is_enough_but_not_that_of_the_stall, 3
         np_close(e, d);
         np_engine_free(e);
     }
+    close(fds[0]);
+    close(fds[1]);
+}
+
+TEST(a_guess_is_not_made_anew_when_saturation_comes_back_soon, 30) {
+    int fds[2];
+    pair(fds);
+    np_engine *e = np_engine_new(NP_AUTO, NULL);
+    np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+    e->cpus = 2;
+    e->crowd.at = INT64_MAX;
+    np_set_sc(&e->thread_on, 1u);
+    for (int i = 0; i <= NP_AGREE; i++) window(e, d, 3000, 0);
+    EQ(e->trial.on, 1);
+    int64_t at = e->trial.at;
+    for (int i = 0; i < 3; i++) {
+        np_waited(e, now_ns() - 2 * NP_QUIET, now_ns());
+        EQ(e->trial.on, 0);
+        e->trial.lost = 1u << NP_BY_NETPOLLER;
+        for (int k = 0; k <= NP_AGREE; k++) window(e, d, 3000, 0);
+        EQ(e->trial.on, 1);
+        EQ(e->trial.at, at);
+        EQ(e->trial.lost, 1u << NP_BY_NETPOLLER);
+    }
+    np_waited(e, now_ns() - 2 * NP_QUIET, now_ns());
+    e->trial.ended -= NP_TRIAL_SAME; /* a pause, after which it may be other work */
+    for (int k = 0; k <= NP_AGREE; k++) window(e, d, 3000, 0);
+    EQ(e->trial.lost, 0);
+    np_set_sc(&e->thread_on, 0u);
+    np_close(e, d);
+    np_engine_free(e);
     close(fds[0]);
     close(fds[1]);
 }
