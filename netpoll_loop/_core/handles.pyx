@@ -178,13 +178,13 @@ cdef class Handle(Runnable):
 
     @property
     def _source_traceback(self):
-        return (<DebugInfo>debug_infos[<size_t><PyObject *>self]).source_traceback if self.debugged else None
+        return debug_info(self).source_traceback if self.debugged else None
 
     def _repr_info(self):
         return _stdlib_handle._repr_info(self)
 
     def __repr__(self):
-        cdef object text = (<DebugInfo>debug_infos[<size_t><PyObject *>self]).text if self.debugged else None
+        cdef object text = debug_info(self).text if self.debugged else None
         if text is not None:
             return text
         return "<{}>".format(" ".join(self._repr_info()))

@@ -180,6 +180,28 @@ TEST(what_has_won_and_gets_worse_is_given_up_soon, 30) {
     simulation_end(&s);
 }
 
+/* An engine that believes in its netpoller, with one stream. */
+static np_engine *engine_with_stream(int fd, np_desc **d) {
+    np_engine *e = np_engine_new(NP_AUTO, NULL);
+    *d = np_open(e, fd, NP_STREAM, "d", NULL);
+    e->cpus = 2;
+    e->crowd.at = INT64_MAX; /* whatever else runs on this machine now */
+    np_set_sc(&e->thread_on, 1u);
+    return e;
+}
+
+static void end_with_stream(np_engine *e, np_desc *d) {
+    np_set_sc(&e->thread_on, 0u);
+    np_close(e, d);
+    np_engine_free(e);
+}
+
+/* The worker has waited for so long until now. */
+static void waited(np_engine *e, int64_t ns) {
+    int64_t now = now_ns();
+    np_waited(e, now - ns, now);
+}
+
 /* One window of np_hand_over that took so long for each message, so much of it waiting. */
 static void window(np_engine *e, np_desc *d, int64_t each, int64_t waited) {
     e->window.since = now_ns() - each * NP_WINDOW;
@@ -194,11 +216,8 @@ TEST(a_worker_with_time_keeps_the_netpoller_while_the_load_is_as_it_was, 30) {
     int fds[2];
     pair(fds);
     for (int known = 0; known <= 1; known++) {
-        np_engine *e = np_engine_new(NP_AUTO, NULL);
-        np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
-        e->cpus = 2;
-        e->crowd.at = INT64_MAX;
-        np_set_sc(&e->thread_on, 1u);
+        np_desc *d;
+        np_engine *e = engine_with_stream(fds[0], &d);
         for (int i = 0; i <= NP_AGREE; i++) window(e, d, 1000000, 0);
         EQ(np_get(&e->offload), NP_AT_ONCE); /* turns of one write */
         np_trial_begin(e, now_ns(), NP_BY_NETPOLLER, 1);
@@ -229,9 +248,7 @@ TEST(a_worker_with_time_keeps_the_netpoller_while_the_load_is_as_it_was, 30) {
             for (int i = 0; i < NP_AGREE; i++) window(e, d, 100000, 0);
             EQ(np_get(&e->offload), NP_BY_WORKER);
         }
-        np_set_sc(&e->thread_on, 0u);
-        np_close(e, d);
-        np_engine_free(e);
+        end_with_stream(e, d);
     }
     close(fds[0]);
     close(fds[1]);
@@ -241,27 +258,22 @@ TEST(after_long_without_a_rest_one_window_is_enough_but_not_that_of_the_stall, 3
     int fds[2];
     pair(fds);
     for (int rests = 0; rests <= 1; rests++) {
-        np_engine *e = np_engine_new(NP_AUTO, NULL);
-        np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+        np_desc *d;
+        np_engine *e = engine_with_stream(fds[0], &d);
         int64_t now = now_ns();
-        e->cpus = 2;
-        e->crowd.at = INT64_MAX;
-        np_set_sc(&e->thread_on, 1u);
         np_waited(e, now - 10 * NP_RESTLESS, now - 9 * NP_RESTLESS);
         np_waited(e, now - NP_REST, rests ? now : now - 1); /* for the GIL, or the token */
         window(e, d, 8000000, 0);
         for (int i = 1; i < NP_AGREE; i++) {
             EQ(np_get(&e->offload), !rests && i > 1 ? NP_BY_NETPOLLER : NP_AT_ONCE);
             np_set(&e->usual_turn, 16);
-            if (rests) np_waited(e, now_ns() - NP_REST, now_ns());
+            if (rests) waited(e, NP_REST);
             window(e, d, 15000, 0);
         }
         EQ(np_get(&e->offload), NP_BY_NETPOLLER);
         CHECK(e->trial.at > now + NP_TRIAL_LATER); /* nothing is tried in a burst */
         EQ(np_trial_window(e, now + NP_TRIAL_LATER, NP_BY_NETPOLLER, 1), 1);
-        np_set_sc(&e->thread_on, 0u);
-        np_close(e, d);
-        np_engine_free(e);
+        end_with_stream(e, d);
     }
     close(fds[0]);
     close(fds[1]);
@@ -270,16 +282,13 @@ TEST(after_long_without_a_rest_one_window_is_enough_but_not_that_of_the_stall, 3
 TEST(a_guess_is_not_made_anew_when_saturation_comes_back_soon, 30) {
     int fds[2];
     pair(fds);
-    np_engine *e = np_engine_new(NP_AUTO, NULL);
-    np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
-    e->cpus = 2;
-    e->crowd.at = INT64_MAX;
-    np_set_sc(&e->thread_on, 1u);
+    np_desc *d;
+    np_engine *e = engine_with_stream(fds[0], &d);
     for (int i = 0; i <= NP_AGREE; i++) window(e, d, 3000, 0);
     EQ(e->trial.on, 1);
     int64_t at = e->trial.at;
     for (int i = 0; i < 3; i++) {
-        np_waited(e, now_ns() - 2 * NP_QUIET, now_ns());
+        waited(e, 2 * NP_QUIET);
         EQ(e->trial.on, 0);
         e->trial.lost = 1u << NP_BY_NETPOLLER;
         for (int k = 0; k <= NP_AGREE; k++) window(e, d, 3000, 0);
@@ -287,13 +296,11 @@ TEST(a_guess_is_not_made_anew_when_saturation_comes_back_soon, 30) {
         EQ(e->trial.at, at);
         EQ(e->trial.lost, 1u << NP_BY_NETPOLLER);
     }
-    np_waited(e, now_ns() - 2 * NP_QUIET, now_ns());
+    waited(e, 2 * NP_QUIET);
     e->trial.ended -= NP_TRIAL_SAME; /* a pause, after which it may be other work */
     for (int k = 0; k <= NP_AGREE; k++) window(e, d, 3000, 0);
     EQ(e->trial.lost, 0);
-    np_set_sc(&e->thread_on, 0u);
-    np_close(e, d);
-    np_engine_free(e);
+    end_with_stream(e, d);
     close(fds[0]);
     close(fds[1]);
 }
@@ -301,11 +308,8 @@ TEST(a_guess_is_not_made_anew_when_saturation_comes_back_soon, 30) {
 TEST(while_others_want_the_cpus_nothing_is_tried, 30) {
     int fds[2];
     pair(fds);
-    np_engine *e = np_engine_new(NP_AUTO, NULL);
-    np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
-    e->cpus = 2;
-    e->crowd.at = INT64_MAX;
-    np_set_sc(&e->thread_on, 1u);
+    np_desc *d;
+    np_engine *e = engine_with_stream(fds[0], &d);
     np_trial_begin(e, now_ns(), NP_BY_NETPOLLER, 1);
     e->trial.other = NP_BY_WORKER; /* is being tried */
     e->crowd.agreed = NP_CROWD_AGREE;
@@ -320,9 +324,7 @@ TEST(while_others_want_the_cpus_nothing_is_tried, 30) {
     e->crowd.until = 0;
     for (int i = 0; i < 100 && e->trial.other == e->trial.usual; i++) window(e, d, 100000, 0);
     CHECK(e->trial.other != e->trial.usual);
-    np_set_sc(&e->thread_on, 0u);
-    np_close(e, d);
-    np_engine_free(e);
+    end_with_stream(e, d);
     close(fds[0]);
     close(fds[1]);
 }
