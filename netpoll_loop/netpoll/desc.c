@@ -163,10 +163,12 @@ static int open_at(struct np_engine *e, int fd, np_kind kind, void *user, struct
         return -ENOMEM;
     }
     int unsure = (kind == NP_STREAM || kind == NP_WAIT) && !np_os_is_tcp(fd);
+    int cuts = unsure && kind == NP_STREAM && np_os_is_unix_stream(fd);
     np_ctl_lock(e);
     np_lock(e, d);
     reset(d);
-    d->in_unsure = d->unsure = (uint8_t)unsure;
+    d->cuts = (uint8_t)cuts;
+    d->in_unsure = d->unsure = (uint8_t)(unsure && !cuts);
     d->tag++;
     d->kind = (uint8_t)kind;
     d->interest = 0;

@@ -20,11 +20,15 @@
 #include "netpoll_internal.h"
 #include "np_call.h"
 
-static ssize_t receive(int fd, void *buf, size_t size) {
+static ssize_t receive(const struct np_desc *d, void *buf, size_t size, uint8_t *unsure) {
     ssize_t n;
+    int cut = 0;
     do {
-        n = np_call_recv(fd, buf, size);
+        n = d->cuts ? np_call_recvmsg(d->fd, buf, size, &cut) : np_call_recv(d->fd, buf, size);
     } while (n < 0 && errno == EINTR);
+    if (cut) {
+        *unsure = 1;
+    }
     return n;
 }
 
@@ -39,7 +43,7 @@ static int has_more(struct np_engine *e, const struct np_desc *d) {
 }
 
 static ssize_t receive_here(struct np_engine *e, struct np_desc *d, void *buf, size_t size) {
-    ssize_t n = receive(d->fd, buf, size);
+    ssize_t n = receive(d, buf, size, &d->unsure);
     int err = errno;
     np_count(&e->by_worker.syscalls, 1);
     if (n > 0) {
@@ -260,7 +264,8 @@ int np_net_receive(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigne
     np_unlock(e, d);
 
     if (want > 0) {
-        ssize_t n = receive(d->fd, e->scratch, want);
+        uint8_t unsure = 0;
+        ssize_t n = receive(d, e->scratch, want, &unsure);
         int err = n < 0 ? errno : 0;
         struct np_read *r = NULL;
         np_count(&e->by_netpoller.syscalls, 1);
@@ -277,6 +282,7 @@ int np_net_receive(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigne
         }
         np_lock(e, d);
         unsigned report = flags;
+        d->in_unsure |= unsure;
         if (r) {
             if (d->in_tail) {
                 d->in_tail->next = r;

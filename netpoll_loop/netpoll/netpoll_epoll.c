@@ -201,6 +201,13 @@ int np_os_is_tcp(int fd) {
     return getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &size) == 0 && protocol == IPPROTO_TCP;
 }
 
+int np_os_is_unix_stream(int fd) {
+    int domain = 0, type = 0;
+    socklen_t size = sizeof domain;
+    return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0 && domain == AF_UNIX &&
+           getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_STREAM;
+}
+
 void np_os_kick(struct np_os *os) {
     static const uint64_t one = 1;
     ssize_t n;

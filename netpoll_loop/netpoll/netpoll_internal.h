@@ -252,6 +252,7 @@ struct np_desc {
     uint32_t tag;     /* changes with each np_open, np_arm and np_close; an event with another tag is dropped */
     uint8_t kind;     /* np_kind, 0: closed */
     uint8_t interest; /* NP_LISTEN, NP_LEVEL: NP_R | NP_W */
+    uint8_t cuts;     /* a read may be cut: np_os_is_unix_stream */
 
     uint8_t registered;   /* in the OS facility.  Under ctl. */
     atomic_uchar disarmed; /* registered, but mute until np_rearm.  Written under ctl; read by the worker
@@ -288,7 +289,8 @@ struct np_desc {
     atomic_int in_end;      /* NP_END_OF_FILE or -errno, after the last byte.  Atomic as above. */
     unsigned in_chunks;     /* in in_head */
     uint8_t in_stopped;     /* NP_DEDICATED: readable, but at a bound: the worker submits it when there is room */
-    uint8_t in_unsure;      /* a short read does not mean drained: no TCP, or NP_UNSURE was seen */
+    uint8_t in_unsure;      /* a short read does not mean drained: neither TCP nor Unix, NP_UNSURE was seen, or
+                               a read was cut */
     struct np_ring *ring;   /* NP_LISTEN; allocated by np_open */
     int accept_err;         /* errno of a failed accept, for one np_accept */
 

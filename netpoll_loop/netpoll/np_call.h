@@ -13,6 +13,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #if defined(__has_feature)
@@ -30,6 +31,19 @@ static inline ssize_t np_call_recv(int fd, void *buf, size_t size) {
 #else
     return syscall(SYS_recvfrom, fd, buf, size, MSG_DONTWAIT, NULL, NULL);
 #endif
+}
+
+/* The same, and whether it has left out control data, such as passed descriptors: it ends there, whatever stands behind. */
+static inline ssize_t np_call_recvmsg(int fd, void *buf, size_t size, int *cut) {
+    struct iovec piece = {buf, size};
+    struct msghdr msg = {.msg_iov = &piece, .msg_iovlen = 1};
+#if defined(NP_CALLS_WATCHED) || !defined(SYS_recvmsg)
+    ssize_t n = recvmsg(fd, &msg, MSG_DONTWAIT);
+#else
+    ssize_t n = syscall(SYS_recvmsg, fd, &msg, MSG_DONTWAIT);
+#endif
+    *cut = n >= 0 && (msg.msg_flags & MSG_CTRUNC) != 0;
+    return n;
 }
 
 static inline ssize_t np_call_send(int fd, const void *buf, size_t size) {

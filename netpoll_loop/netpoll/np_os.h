@@ -76,6 +76,9 @@ int np_os_wait(struct np_os *os, int64_t timeout_ns, struct np_os_event *out, in
 /* Whether fd is a TCP socket. */
 int np_os_is_tcp(int fd);
 
+/* Whether it is a Unix stream socket, from which a read ends short where descriptors or credentials were passed. */
+int np_os_is_unix_stream(int fd);
+
 /* Before a second thread exists: makes room in the process's descriptor table,
  * for as many as 4096.  To grow it later, step by step, can take milliseconds
  * for each step then. */

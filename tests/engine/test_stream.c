@@ -61,26 +61,30 @@ static void send_with_fd(int sock, const char *bytes, int fd) {
     EQ(sendmsg(sock, &m, 0), (ssize_t)strlen(bytes));
 }
 
-/* Urgent data in TCP, descriptors in a Unix socket, datagrams: a read stops there, and no event comes for the rest. */
-TEST(a_short_read_is_all_only_of_tcp_and_without_urgent_data, 20) {
+/* Urgent data, descriptors in a Unix socket: a read stops there, and no event comes for the rest. */
+TEST(a_short_read_is_all_only_without_urgent_data_or_descriptors, 20) {
     static const char *const pieces[] = {"ab", "!", "cd"};
+    static const struct {
+        int tcp, urgent;
+        const char *all;
+    } ways[] = {{1, 1, "abcd"}, {0, 1, "abcd"}, {0, 0, "ab!cd"}};
     EACH_CONFIG(c) {
-        for (int is_tcp = 0; is_tcp < 2; is_tcp++) {
+        for (int way = 0; way < 3; way++) {
             np_engine *e = engine(c);
             int a[2];
             char buf[64];
             size_t got = 0;
-            is_tcp ? tcp_pair(a) : pair(a);
+            ways[way].tcp ? tcp_pair(a) : pair(a);
             np_desc *d = np_open(e, a[0], NP_STREAM, "d", NULL);
-            EQ(np_short_is_all(d), is_tcp);
+            EQ(np_short_is_all(d), 1);
             for (int i = 0; i < 3; i++) {
-                if (is_tcp) {
+                if (ways[way].urgent) {
                     EQ(send(a[1], pieces[i], strlen(pieces[i]), i == 1 ? MSG_OOB : 0), strlen(pieces[i]));
                 } else {
                     send_with_fd(a[1], pieces[i], a[1]);
                 }
             }
-            size_t all = is_tcp ? 4 : 5;
+            size_t all = strlen(ways[way].all);
             int64_t end = now_ns() + 5000 * MS;
             while (got < all && now_ns() < end) {
                 (void)wait_bits(e, "d", NP_R, 20);
@@ -94,7 +98,7 @@ TEST(a_short_read_is_all_only_of_tcp_and_without_urgent_data, 20) {
                 }
             }
             EQ(got, all);
-            CHECK(memcmp(buf, is_tcp ? "abcd" : "ab!cd", all) == 0);
+            CHECK(memcmp(buf, ways[way].all, all) == 0);
             np_close(e, d);
             close(a[0]);
             close(a[1]);
@@ -102,6 +106,35 @@ TEST(a_short_read_is_all_only_of_tcp_and_without_urgent_data, 20) {
         }
     }
     EQ(np_short_is_all(NULL), 0);
+}
+
+/* What a short read means is known of a Unix stream, too, without a second receive; not of other Unix sockets. */
+TEST(a_unix_stream_is_read_once_for_a_message, 20) {
+    np_engine *e = engine_of(NP_INLINE);
+    int a[2];
+    char buf[64];
+    np_stats before, after;
+    pair(a);
+    np_desc *d = np_open(e, a[0], NP_STREAM, "d", NULL);
+    np_get_stats(e, &before);
+    for (int i = 0; i < 3; i++) {
+        EQ(send(a[1], "abc", 3, 0), 3);
+        CHECK(wait_bits(e, "d", NP_R, 1000) & NP_R);
+        EQ(np_recv(e, d, buf, sizeof buf), 3);
+        EQ(np_more(d), 0);
+    }
+    np_get_stats(e, &after);
+    EQ(after.inline_syscalls - before.inline_syscalls, 3);
+    np_close(e, d);
+    close(a[0]);
+    close(a[1]);
+    EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK, 0, a), 0);
+    d = np_open(e, a[0], NP_STREAM, "d", NULL);
+    EQ(np_short_is_all(d), 0);
+    np_close(e, d);
+    close(a[0]);
+    close(a[1]);
+    engine_end(e);
 }
 
 TEST(nothing_is_reported_for_a_fresh_idle_stream, 20) {
