@@ -118,10 +118,11 @@ class _Transports(weakref.WeakValueDictionary[int, Any]):
         return transport
 
     def get(self, fd: int, default: Any = None) -> Any:
-        try:
-            return self[fd]
-        except KeyError:
-            return default
+        loop = self._loop()
+        transport = None if loop is None else loop._stream_transport(fd)
+        if transport is None:
+            return super().get(fd, default) if self.data else default
+        return default if transport._hidden else transport
 
     def __setitem__(self, fd: int, transport: Any) -> None:
         if type(transport) is StreamTransport:

@@ -141,6 +141,9 @@ static void reset(struct np_desc *d) {
     d->mine_at = 0;
 }
 
+/* By np_arm, which registers it: nothing is to be reported before. */
+static int is_armed(np_kind kind) { return kind == NP_LISTEN || kind == NP_LEVEL; }
+
 static int open_at(struct np_engine *e, int fd, np_kind kind, void *user, struct np_desc **out) {
     if (!e || e->dead || fd < 0) {
         return -EBADF;
@@ -175,7 +178,7 @@ static int open_at(struct np_engine *e, int fd, np_kind kind, void *user, struct
     d->user = user;
     d->ring = ring;
     np_unlock(e, d);
-    int rc = np_register(e, d);
+    int rc = is_armed(kind) ? 0 : np_register(e, d);
     if (rc < 0) {
         np_lock(e, d);
         d->tag++;

@@ -154,14 +154,15 @@ void np_wake(np_engine *e);
 /* ---- Descriptors (worker) ------------------------------------------------ */
 
 /* Registers fd, which must be non-blocking for NP_STREAM and NP_LISTEN.
- * NP_LISTEN and NP_LEVEL start with no interest: np_arm comes next.  An old
- * registration of the same number is replaced: its events are dropped by tag.
- * NULL and *err = -errno (-EPERM: a regular file; -EBADF) on failure. */
+ * NP_LISTEN and NP_LEVEL start with no interest: np_arm comes next, and registers
+ * them.  An old registration of the same number is replaced: its events are
+ * dropped by tag.  NULL and *err = -errno (-EPERM: a regular file; -EBADF) on
+ * failure. */
 np_desc *np_open(np_engine *e, int fd, np_kind kind, void *user, int *err);
 
 /* Whether a read that gets less than it asks for has emptied the socket, for
- * NP_STREAM and NP_WAIT: only of TCP, and until urgent data comes.  Datagrams,
- * and what comes with descriptors on a Unix socket, are read one by one. */
+ * NP_STREAM and NP_WAIT: only of TCP, and NP_STREAM of a Unix stream, until
+ * urgent data or a passed descriptor comes.  Datagrams are read one by one. */
 int np_short_is_all(const np_desc *d);
 
 /* NP_LISTEN, NP_LEVEL: report these directions (0: none).  While the
