@@ -7,9 +7,9 @@
  * In NP_DEDICATED it goes on when there is room; what a stall has left is the
  * worker's.  The end (end of file, or the error) stands behind the last byte.
  *
- * In NP_AUTO it also looks for a busy worker (NP_LOOKING), for small pieces that
- * come by TCP only: whatever needs a second receive to be sure, is large, or was
- * reported with a hang-up or an error, it leaves to the worker.
+ * In NP_AUTO it also looks for a busy worker (NP_LOOKING), for small pieces of TCP
+ * and of Unix streams only: whatever needs a second receive to be sure, is large,
+ * or was reported with a hang-up or an error, it leaves to the worker.
  *
  * Order of bytes: whoever receives holds `reading`, and the worker receives by
  * itself only when nothing that the netpoller received is left.
