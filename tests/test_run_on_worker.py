@@ -388,3 +388,55 @@ def test_the_environment_chooses(monkeypatch, mode):
         assert loop.run_until_complete(main()) is False
     finally:
         loop.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+@pytest.mark.timeout(LIMIT + 20)
+def test_a_run_whose_worker_threads_have_all_come_back_before_it(mode):
+    """A fork ends the spares, and from then on its own thread counts as none of them. So a run can end with none left; who
+    comes back from a body then waits for P, and the next run's offer would stand for ever."""
+    loop = netpoll_loop.new_event_loop(netpoller=mode, run_on="worker", max_workers=2)
+    released = [threading.Event() for _ in range(3)]
+    inside = []
+
+    async def body(event):
+        with netpoll_loop.blocking():
+            inside.append(threading.current_thread())
+            assert event.wait(LIMIT)
+        return "back"
+
+    async def fork_and_enter():
+        with netpoll_loop.blocking():  # so that there is a second thread
+            time.sleep(LONG)
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+        tasks = [asyncio.create_task(body(event)) for event in released]
+        await tasks[0]
+        return tasks[1:]
+
+    async def rest(tasks):
+        return await asyncio.gather(*tasks)
+
+    def release_when_all_are_inside():
+        deadline = time.monotonic() + LIMIT
+        while len(inside) < len(released) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        released[0].set()
+
+    helper = threading.Thread(target=release_when_all_are_inside)
+    helper.start()
+    try:
+        tasks = loop.run_until_complete(fork_and_enter())
+        assert len(set(inside)) == 3
+        for event in released:
+            event.set()
+        time.sleep(LONG)
+        assert loop.run_until_complete(rest(tasks)) == ["back", "back"]
+    finally:
+        for event in released:
+            event.set()
+        helper.join()
+        loop.close()

@@ -61,7 +61,7 @@ cdef extern from "handoff.h" nogil:
         pass
     ctypedef struct np_seat:
         pass
-    np_offers *np_offers_new(int64_t tick_ns)
+    np_offers *np_offers_new(int64_t tick_ns, uint64_t last)
     void np_offers_free(np_offers *o)
     uint64_t np_offer(np_offers *o, int urgent)
     void np_retract(np_offers *o)
@@ -131,12 +131,15 @@ cdef inline int64_t after(int64_t ns) noexcept nogil:
 
 
 cdef class Offers:
-    """Owns the C part for a loop and for its spares, whichever is there longer."""
+    """Owns the C part for a loop and for its spares, whichever is there longer.
+
+    last: the number of the loop's last offer; bodies that are open know theirs.
+    """
 
     cdef np_offers *offers
 
-    def __cinit__(self):
-        self.offers = np_offers_new(TICK)
+    def __cinit__(self, uint64_t last):
+        self.offers = np_offers_new(TICK, last)
         if self.offers is NULL:
             raise MemoryError
 
@@ -243,7 +246,7 @@ cdef class HandoffLoop(SockLoop):
     cdef public object _stall_monitor
 
     def __cinit__(self, *args, **kwargs):
-        self.offers = Offers()
+        self.offers = Offers(0)
         self.seats = collections.deque()
         self.errands = collections.deque()
         self.bodies = {}
@@ -449,6 +452,17 @@ cdef class HandoffLoop(SockLoop):
         np_seat_call(seat.seat)
         return 0
 
+    cdef uint64_t offer(self, bint urgent) except? 0:
+        """P is to go to another thread. The number of the offer; 0: it was granted."""
+        self.owner = 0
+        self.state = OFFERED
+        if not self.idle and (self.home_seat is not None or self.seats):
+            # No spare watches: an offer would stand, although somebody is there who waits for P.
+            self.grant(self.home_seat if self.home_seat is not None else self.first_seat())
+            return 0
+        self.number = np_offer(self.offers.offers, urgent)
+        return self.number
+
     cdef int give_home(self) except -1:
         """The run is over, as soon as M0 is there."""
         _events._set_running_loop(None)
@@ -532,6 +546,7 @@ cdef class HandoffLoop(SockLoop):
     @cython.critical_section
     cdef int enter_body(self, Body body) except -1:
         cdef unsigned long me = PyThread_get_thread_ident()
+        cdef bint urgent
         if self.state != HELD or self.owner != me or self.forked or not self.ensure_spare():
             body.state = INERT
             return 0
@@ -551,17 +566,10 @@ cdef class HandoffLoop(SockLoop):
         self.inside += 1
         self.overdue = False
         self.changes += 1
-        self.owner = 0
-        self.state = OFFERED
-        if not self.idle and (self.home_seat is not None or self.seats):
-            # No spare watches: an offer would stand, although somebody is there who waits for P.
-            body.number = 0
-            self.grant(self.home_seat if self.home_seat is not None else self.first_seat())
-        elif self.long_bodies >= LONG_BODIES or self.inside > LONG_BODIES:
+        urgent = self.long_bodies >= LONG_BODIES or self.inside > LONG_BODIES
+        body.number = self.offer(urgent)
+        if urgent and body.number:
             body.since = after(0)
-            body.number = self.number = np_offer(self.offers.offers, 1)
-        else:
-            body.number = self.number = np_offer(self.offers.offers, 0)
         return 0
 
     @cython.critical_section
@@ -734,9 +742,7 @@ cdef class HandoffLoop(SockLoop):
         self.thread_id = -1
         self.m0_seat = Seat()
         self.inside += 1
-        self.owner = 0
-        self.state = OFFERED
-        self.number = np_offer(self.offers.offers, 1)
+        self.offer(True)
         try:
             while self.state != HOME:
                 with nogil:
@@ -859,7 +865,7 @@ cdef class HandoffLoop(SockLoop):
         for item in self.seats:
             busy.append((<Seat>item).ident)
         np_offers_quit(former.offers)
-        self.offers = Offers()
+        self.offers = Offers(self.number)
         for thread in self.threads:
             if thread.ident not in busy:
                 thread.join()
@@ -875,7 +881,7 @@ cdef class HandoffLoop(SockLoop):
         if self._stall_monitor is not None:
             self._stall_monitor.forget()
         # No other thread is left. A body that forked gets P back at once.
-        self.offers = Offers()
+        self.offers = Offers(self.number)
         self.seats.clear()
         self.home_seat = None
         self.m0_seat = None

@@ -25,10 +25,11 @@ struct np_seat {
     atomic_uint called; /* 1: np_seat_call came and nobody has used it up; the futex */
 };
 
-np_offers *np_offers_new(int64_t tick_ns) {
+np_offers *np_offers_new(int64_t tick_ns, uint64_t last) {
     np_offers *o = calloc(1, sizeof *o);
     if (o) {
         o->tick_ns = tick_ns;
+        np_set(&o->offer, last & ~1ull);
         pthread_mutex_init(&o->role, NULL);
     }
     return o;

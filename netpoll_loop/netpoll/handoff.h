@@ -27,8 +27,8 @@
 typedef struct np_offers np_offers;
 typedef struct np_seat np_seat;
 
-/* NULL: out of memory. */
-np_offers *np_offers_new(int64_t tick_ns);
+/* last: the number after which its offers are counted.  NULL: out of memory. */
+np_offers *np_offers_new(int64_t tick_ns, uint64_t last);
 /* After np_offers_quit, when no thread is in np_offers_watch any more. */
 void np_offers_free(np_offers *o);
 

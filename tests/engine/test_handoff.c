@@ -39,7 +39,7 @@ static void until(struct spare *s, uint64_t number) {
 TEST(an_offer_that_stands_is_reported_however_long_there_was_none, 30) {
     int pauses[] = {0, 1, 5, 50, 0, 50}; /* ms: the watcher looks, dozes, sleeps */
     for (int urgent = 0; urgent <= 1; urgent++) {
-        np_offers *o = np_offers_new(TICK);
+        np_offers *o = np_offers_new(TICK, 0);
         struct spare s;
         spare_start(&s, o);
         for (unsigned i = 0; i < sizeof pauses / sizeof *pauses; i++) {
@@ -56,7 +56,7 @@ TEST(an_offer_that_stands_is_reported_however_long_there_was_none, 30) {
 }
 
 TEST(an_offer_that_was_taken_back_is_not_reported_later, 30) {
-    np_offers *o = np_offers_new(50 * MS);
+    np_offers *o = np_offers_new(50 * MS, 0);
     struct spare s;
     spare_start(&s, o);
     uint64_t last = 0;
@@ -75,9 +75,18 @@ TEST(an_offer_that_was_taken_back_is_not_reported_later, 30) {
     np_offers_free(o);
 }
 
+TEST(offers_are_counted_on_after_those_that_were_made_elsewhere, 20) {
+    np_offers *o = np_offers_new(TICK, 0);
+    uint64_t first = np_offer(o, 0), second = np_offer(o, 0);
+    np_offers *next = np_offers_new(TICK, second);
+    CHECK(first < second && second < np_offer(next, 0));
+    np_offers_free(o);
+    np_offers_free(next);
+}
+
 TEST(each_standing_offer_finds_one_of_several_spares, 60) {
     enum { SPARES = 4, ROUNDS = 300 };
-    np_offers *o = np_offers_new(TICK);
+    np_offers *o = np_offers_new(TICK, 0);
     struct spare s[SPARES];
     for (int i = 0; i < SPARES; i++) spare_start(&s[i], o);
     for (int round = 0; round < ROUNDS; round++) {
@@ -98,7 +107,7 @@ TEST(each_standing_offer_finds_one_of_several_spares, 60) {
 TEST(quitting_ends_every_watch_in_whatever_state, 60) {
     int pauses[] = {0, 1, 50};
     for (int round = 0; round < 60; round++) {
-        np_offers *o = np_offers_new(TICK);
+        np_offers *o = np_offers_new(TICK, 0);
         struct spare s[3];
         for (int i = 0; i < 3; i++) spare_start(&s[i], o);
         sleep_ms(pauses[round % 3]);
