@@ -981,6 +981,53 @@ def test_another_socket_on_a_number_that_was_never_removed_is_registered_afresh(
     run(main(), timeout=30)
 
 
+class Wrapper:
+    """One of several objects for a descriptor."""
+
+    def __init__(self, sock):
+        self.fd = sock.fileno()
+
+    def fileno(self):
+        return self.fd
+
+
+def test_several_objects_for_one_descriptor(run, loop, socket_pair):
+    async def main():
+        ours, theirs = socket_pair()
+        seen = []
+        one, other = Wrapper(ours), Wrapper(ours)
+        loop.add_reader(one, seen.append, "reader")
+        loop.add_writer(other, seen.append, "writer")
+        theirs.send(b"x")
+        await until(lambda: set(seen) == {"reader", "writer"})
+        # A replacement, given by an object that doesn't live on.
+        loop.add_reader(Wrapper(ours), seen.append, "replacement")
+        seen.clear()
+        await until(lambda: {"replacement", "writer"} <= set(seen))
+        assert "reader" not in seen
+        assert loop.remove_reader(one)
+        assert loop.remove_writer(other)
+        assert not loop.remove_reader(ours)
+
+    run(main(), timeout=30)
+
+
+def test_a_socket_operation_goes_on_while_another_object_watches_its_descriptor(run, loop, socket_pair):
+    async def main():
+        ours, theirs = socket_pair()
+        ours.setblocking(False)
+        seen = []
+        received = asyncio.ensure_future(loop.sock_recv(ours, 10))
+        await asyncio.sleep(0)
+        loop.add_writer(Wrapper(ours), seen.append, 1)
+        await until(lambda: seen)
+        assert loop.remove_writer(ours)
+        theirs.send(b"hello")
+        assert await received == b"hello"
+
+    run(main(), timeout=30)
+
+
 def test_closing_the_loop_leaves_the_users_descriptors_open(new_loop, socket_pair):
     loop = new_loop()
     ours, theirs = socket_pair()

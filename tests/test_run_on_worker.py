@@ -394,8 +394,8 @@ def test_the_environment_chooses(monkeypatch, mode):
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 @pytest.mark.timeout(LIMIT + 20)
 def test_a_run_whose_worker_threads_have_all_come_back_before_it(mode):
-    """A fork ends the spares, and from then on its own thread counts as none of them. So a run can end with none left; who
-    comes back from a body then waits for P, and the next run's offer would stand for ever."""
+    """A fork ends the spares, and from then on its own thread counts as none of them. So a run can end with none left;
+    who comes back from a body then waits for P, and the next run's offer would stand for ever."""
     loop = netpoll_loop.new_event_loop(netpoller=mode, run_on="worker", max_workers=2)
     released = [threading.Event() for _ in range(3)]
     inside = []

@@ -95,6 +95,7 @@ cdef extern from "netpoll.h" nogil:
     ssize_t np_recv(np_engine *e, np_desc *d, void *buf, size_t size)
     void np_read_ahead(np_engine *e, np_desc *d, int may)
     int np_short_is_all(const np_desc *d)
+    int np_is_same(np_engine *e, np_desc *d)
     int np_more(np_desc *d)
     ssize_t np_send(np_engine *e, np_desc *d, const void *buf, size_t size)
     ssize_t np_sendv(np_engine *e, np_desc *d, const iovec *iov, int count)

@@ -10,7 +10,7 @@ socket object lives.
 from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t
 
-from netpoll_loop._core.engine cimport NP_ERR, NP_HUP, NP_LEVEL, NP_R, NP_W, NP_WAIT, np_arm
+from netpoll_loop._core.engine cimport NP_ERR, NP_HUP, NP_LEVEL, NP_R, NP_W, NP_WAIT, np_arm, np_is_same
 from netpoll_loop._core.handles cimport new_handle, settle
 from netpoll_loop._core.stream cimport StreamTransport
 
@@ -202,8 +202,13 @@ cdef class WatchLoop(Scheduler):
         cdef FdWatch watch = self.find_watch(fd)
         cdef object reference = reference_to(owner)
         if watch is not None and reference is not None and watch.owner is not None:
-            if watch.owner() is not owner:
-                # Another object on the same number: afresh.
+            if watch.owner() is owner:
+                pass
+            elif np_is_same(self.engine, watch.desc):
+                # Another object for the same file.
+                watch.owner = reference
+            else:
+                # Closed without being removed, and its number reused: afresh.
                 self.close_descriptor(watch)
                 watch.on_evicted(False)
                 watch = None

@@ -198,6 +198,16 @@ static int open_at(struct np_engine *e, int fd, np_kind kind, void *user, struct
 
 int np_short_is_all(const np_desc *d) { return d && d->kind && !d->unsure; }
 
+int np_is_same(np_engine *e, np_desc *d) {
+    if (!e || e->dead || !d || !d->kind) {
+        return 0;
+    }
+    np_ctl_lock(e);
+    int same = d->registered && np_os_change(&e->os, d->fd, mask_of(e, d), np_data(d)) == 0;
+    np_ctl_unlock(e);
+    return same;
+}
+
 np_desc *np_open(np_engine *e, int fd, np_kind kind, void *user, int *err) {
     struct np_desc *d = NULL;
     int rc = open_at(e, fd, kind, user, &d);

@@ -165,6 +165,9 @@ np_desc *np_open(np_engine *e, int fd, np_kind kind, void *user, int *err);
  * urgent data or a passed descriptor comes.  Datagrams are read one by one. */
 int np_short_is_all(const np_desc *d);
 
+/* Whether the number is still the file that it was registered with: it may have been closed behind our back, and reused. */
+int np_is_same(np_engine *e, np_desc *d);
+
 /* NP_LISTEN, NP_LEVEL: report these directions (0: none).  While the
  * netpoller polls for the worker, a reported event disarms the descriptor;
  * np_rearm after the callback has run arms it again (and does nothing while the
