@@ -115,7 +115,7 @@ cdef extern from "netpoll.h" nogil:
     int np_full(np_engine *e, np_desc *d)
     void np_discard(np_engine *e, np_desc *d)
     void *np_done(np_engine *e)
-    void np_notify_writable(np_engine *e, np_desc *d)
+    void np_notify_writable(np_engine *e, np_desc *d, int notify)
 
     int np_accept(np_engine *e, np_desc *d, sockaddr_storage *addr, socklen_t *len)
     int np_accepted(np_engine *e, np_desc *d, sockaddr_storage *addr, socklen_t *len)

@@ -215,9 +215,12 @@ cdef class Listener(Descriptor):
         return 0
 
     def _accept_again(self):
+        cdef int error = 0
         self.retry = None
         if self.desc is not NULL:
-            np_arm(self.loop.engine, self.desc, NP_R)
+            error = np_arm(self.loop.engine, self.desc, NP_R)
+        if error < 0:
+            self.accept_failed(-error)
 
     cdef int on_evicted(self, bint loop_closing) except -1:
         if self.retry is not None:

@@ -892,12 +892,13 @@ cdef class StreamTransport(SocketTransport):
         """One run of handle when the socket is writable (loop.sock_sendfile)."""
         cdef pollfd p
         self.sendfile_writer = handle
-        np_notify_writable(self.loop.engine, self.desc)
+        np_notify_writable(self.loop.engine, self.desc, 1)
         # It may have become writable before we asked.
         p.fd = self.fd
         p.events = POLLOUT
         p.revents = 0
         if c_poll(&p, 1, 0) > 0:
+            np_notify_writable(self.loop.engine, self.desc, 0)
             self.on_ready(NP_W)
         return 0
 

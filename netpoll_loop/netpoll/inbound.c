@@ -4,6 +4,8 @@
  * worker of NP_AUTO is stalled, the netpoller receives ahead, into exact-size
  * chunks, bounded for each descriptor and for the engine; at a bound it stops
  * and leaves the rest to the kernel's buffer, so that the peer is slowed down.
+ * The engine's bound never stops a descriptor of which nothing was received, so
+ * that each that is stopped goes on when its own bytes are delivered.
  * In NP_DEDICATED it goes on when there is room; what a stall has left is the
  * worker's.  The end (end of file, or the error) stands behind the last byte.
  *
@@ -230,6 +232,9 @@ static size_t room(struct np_engine *e, struct np_desc *d, int looking) {
         return 0;
     }
     if (np_get_sc(&e->in_total) >= NP_INBOUND_ALL) {
+        if (have == 0) { /* who holds what fills the engine may be waiting for this one */
+            return NP_LOOK;
+        }
         d->in_stopped = 1;
         np_set_sc(&e->starved, 1u);
         return 0;

@@ -280,8 +280,9 @@ void np_discard(np_engine *e, np_desc *d);
 /* Asks for one NP_W at the next moment that the socket becomes writable,
  * although nothing is queued (sendfile).  Call it before each attempt to send
  * past the engine: an edge that comes between the attempt and the wait is then
- * not lost. */
-void np_notify_writable(np_engine *e, np_desc *d);
+ * not lost.  notify 0: it is writable, as poll(2) has said, and no edge is to
+ * come; the request is taken back. */
+void np_notify_writable(np_engine *e, np_desc *d, int notify);
 
 /* The cookie of one finished (or discarded) np_queue; NULL when there is none. */
 void *np_done(np_engine *e);

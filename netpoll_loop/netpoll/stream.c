@@ -556,12 +556,12 @@ void np_discard(np_engine *e, np_desc *d) {
     np_unlock(e, d);
 }
 
-void np_notify_writable(np_engine *e, np_desc *d) {
+void np_notify_writable(np_engine *e, np_desc *d, int notify) {
     if (np_check(e, d, NP_STREAM) < 0) {
         return;
     }
     np_lock(e, d);
-    d->asked_w = 1;
-    np_set(&d->writable, 0); /* so that the worker's dispatch looks closer at the next edge */
+    d->asked_w = (uint8_t)notify;
+    np_set(&d->writable, !notify); /* 0: so that the worker's dispatch looks closer at the next edge */
     np_unlock(e, d);
 }
