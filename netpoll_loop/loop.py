@@ -192,7 +192,10 @@ class Loop(HandoffLoop, ConnectMixin, ParametersMixin, SubprocessMixin):
         sys.set_asyncgen_hooks(firstiter=self._asyncgen_firstiter_hook, finalizer=self._asyncgen_finalizer_hook)
         if threading.current_thread() is threading.main_thread():
             # For the whole run: a signal wakes the poller, whichever thread it lands on.
-            self._old_wakeup_fd = signal.set_wakeup_fd(self._csock.fileno(), warn_on_full_buffer=False)
+            ours = self._csock.fileno()
+            former = signal.set_wakeup_fd(ours, warn_on_full_buffer=False)
+            # Ours, if a handler that is installed has kept it since the last run: nothing to go back to.
+            self._old_wakeup_fd = -1 if former == ours else former
         _events._set_running_loop(self)
         self._watch_for_stalls()
 

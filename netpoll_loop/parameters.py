@@ -106,10 +106,16 @@ class ParametersMixin(asyncio.SelectorEventLoop):
         ) -> asyncio.Task[Any]:
             """asyncio.loop.create_task, with the keywords of Python 3.13.3 (``eager_start``)."""
             if not kwargs:
-                return super().create_task(coro, name=name, context=context)
-            self._check_closed()
-            factory = self.get_task_factory()
-            if factory is not None:
-                task: asyncio.Task[Any] = factory(self, coro, name=name, context=context, **kwargs)
-                return task
-            return asyncio.Task(coro, loop=self, name=name, context=context, **kwargs)
+                task: asyncio.Task[Any] = super().create_task(coro, name=name, context=context)
+            else:
+                self._check_closed()
+                factory = self.get_task_factory()
+                if factory is not None:
+                    task = factory(self, coro, name=name, context=context, **kwargs)
+                    return task
+                task = asyncio.Task(coro, loop=self, name=name, context=context, **kwargs)
+            # Who calls is where it was created. asyncio's own frame is gone already.
+            traceback = getattr(task, "_source_traceback", None)
+            if traceback and traceback[-1].filename == __file__:
+                del traceback[-1]
+            return task

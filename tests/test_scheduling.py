@@ -1735,6 +1735,18 @@ def test_in_debug_handles_remember_where_they_were_made(loop, exceptions):
     assert [c["source_traceback"][-1].filename for c in exceptions] == [__file__] * 3
 
 
+def test_in_debug_tasks_remember_where_they_were_made(loop, stock_loop):
+    async def work():
+        pass
+
+    for each in (loop, stock_loop):
+        each.set_debug(True)
+        task = each.create_task(work())
+        assert task._source_traceback[-1].filename == __file__
+        assert task._source_traceback[-1].name == "test_in_debug_tasks_remember_where_they_were_made"
+        each.run_until_complete(task)
+
+
 def test_what_debug_knows_of_a_handle_goes_with_it(loop):
     def known():
         gc.collect()

@@ -387,6 +387,29 @@ def test_the_wakeup_descriptor_of_the_user_is_back_after_each_run(run_child):
 
 
 @pytest.mark.not_on_oracle("stock resets it to -1")
+@pytest.mark.parametrize("added", ["before", "in a run"])
+def test_the_wakeup_descriptor_of_a_closed_loop_is_not_left_behind(run_child, added):
+    """Another file would get its number, and a byte for each signal."""
+    code = f"""
+        import asyncio, signal
+        loop = new_event_loop()
+        async def add():
+            loop.add_signal_handler(signal.SIGTERM, print)
+        async def remove():
+            assert loop.remove_signal_handler(signal.SIGTERM)
+        if {added == "before"}:
+            loop.add_signal_handler(signal.SIGTERM, print)
+        else:
+            loop.run_until_complete(add())
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.run_until_complete(remove())
+        loop.close()
+        assert signal.set_wakeup_fd(-1) == -1
+        print("done")
+    """
+    assert run_child(code).stdout == "done\n"
+
+
 def test_the_wakeup_descriptor_of_the_user_survives_a_handler_of_the_loop(run_child):
     run_child(
         """

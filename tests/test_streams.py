@@ -1429,6 +1429,40 @@ def test_writelines_after_close_is_dropped_and_warned_about_from_the_fifth_on(ru
     run(main())
 
 
+def reset_after_data(kind, peer):
+    peer.send(b"half a mess")
+    if kind == "socketpair":
+        peer.close()  # with what it has not read
+    else:
+        reset(peer)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "tcp_served", "tcp_accepted", "socketpair"])
+@pytest.mark.parametrize("paused", [False, True])
+@both_protocols
+def test_a_reset_that_comes_with_data_is_no_clean_end(run, connect, exceptions, factory, kind, paused):
+    async def main():
+        transport, protocol, peer = await connect(kind, factory)
+        if kind == "socketpair":
+            transport.write(b"never read")
+            await turns()
+        if paused:
+            transport.pause_reading()
+        reset_after_data(kind, peer)
+        if paused:
+            await turns()
+            transport.resume_reading()
+        await until(lambda: protocol.lost)
+        assert "eof_received" not in protocol.calls
+        assert protocol.calls[-1] == "connection_lost"
+        assert isinstance(protocol.lost_with, ConnectionResetError)
+        # Whoever reads after the reset may find it before the data.
+        assert protocol.data in (b"half a mess", b"")
+        assert not exceptions
+
+    run(main())
+
+
 @both_protocols
 def test_a_reset_by_the_peer_is_connection_lost_with_the_error_and_no_report(run, connect, exceptions, factory):
     async def main():

@@ -16,6 +16,7 @@
  * Order of bytes: whoever receives holds `reading`, and the worker receives by
  * itself only when nothing that the netpoller received is left.
  */
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -37,11 +38,13 @@ static ssize_t receive(const struct np_desc *d, void *buf, size_t size, uint8_t 
 /* ---- Worker ---------------------------------------------------------------------- */
 
 /* Asked now, not by a receive in the next turn: that would also find what a
- * callback of this turn has written to the peer, a turn too early. */
+ * callback of this turn has written to the peer, a turn too early.  And not by a
+ * receive that only peeks: it would take the pending error (a reset) away, and the
+ * next one would find a clean end. */
 static int has_more(struct np_engine *e, const struct np_desc *d) {
-    char byte;
+    struct pollfd p = {.fd = d->fd, .events = POLLIN};
     np_count(&e->by_worker.syscalls, 1);
-    return recv(d->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK);
+    return poll(&p, 1, 0) != 0;
 }
 
 static ssize_t receive_here(struct np_engine *e, struct np_desc *d, void *buf, size_t size) {

@@ -677,6 +677,33 @@ TEST(a_peer_reset_is_an_error_on_both_sides, 30) {
     }
 }
 
+/* The bytes are read first; whether there is more must not take the error away. */
+TEST(a_reset_that_comes_with_data_is_no_end_of_file, 30) {
+    EACH_CONFIG(c) {
+        for (int tcp = 0; tcp < 2; tcp++) {
+            np_engine *e = engine(c);
+            int fds[2];
+            char buf[64];
+            (tcp ? tcp_pair : pair)(fds);
+            np_desc *d = np_open(e, fds[0], NP_STREAM, "d", NULL);
+            EQ(np_send(e, d, "unread", 6), 6);
+            EQ(send(fds[1], "bytes", 5, 0), 5);
+            close(fds[1]); /* with bytes that it hasn't read: a reset */
+            ssize_t n = -EAGAIN;
+            for (int64_t end = now_ns() + 3000 * MS; (n == -EAGAIN || n > 0) && now_ns() < end;) {
+                (void)wait_bits(e, "d", NP_R, 100);
+                do {
+                    n = np_recv(e, d, buf, sizeof buf);
+                } while (n > 0 && np_more(d));
+            }
+            EQ(n, -ECONNRESET);
+            np_close(e, d);
+            close(fds[0]);
+            engine_end(e);
+        }
+    }
+}
+
 TEST(a_failed_drain_returns_the_cookies_and_the_error, 30) {
     EACH_CONFIG(c) {
         np_engine *e = engine(c);
