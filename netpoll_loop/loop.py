@@ -121,7 +121,7 @@ class _Transports(weakref.WeakValueDictionary[int, Any]):
         loop = self._loop()
         transport = None if loop is None else loop._stream_transport(fd)
         if transport is None:
-            return super().get(fd, default) if self.data else default
+            return super().get(fd, default) if len(self) else default
         return default if transport._hidden else transport
 
     def __setitem__(self, fd: int, transport: Any) -> None:
