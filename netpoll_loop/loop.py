@@ -216,8 +216,6 @@ class Loop(HandoffLoop, ConnectMixin, ParametersMixin, SubprocessMixin):
     def _run_forever_cleanup(self) -> None:
         self._stopping = False
         self._thread_id = None
-        if self._stall_monitor is not None:
-            self._stall_monitor.stop()
         self._leave_run()
         _events._set_running_loop(None)
         self._set_coroutine_origin_tracking(False)
@@ -229,6 +227,9 @@ class Loop(HandoffLoop, ConnectMixin, ParametersMixin, SubprocessMixin):
             # With handlers installed, signals between two runs wait for the next one.
             if not self._signal_handlers:
                 self._restore_wakeup_fd(former)
+        # The last: it waits for a thread, and Ctrl-C can come meanwhile.
+        if self._stall_monitor is not None:
+            self._stall_monitor.stop()
 
     @staticmethod
     def _restore_wakeup_fd(fd: int) -> None:

@@ -48,8 +48,11 @@ class StallMonitor:
         """Does nothing if it runs already, or if no thread can be started."""
         if self._thread is not None:
             return
-        self._over.clear()
-        thread = threading.Thread(target=self._watch, name="netpoll_loop stall monitor", daemon=True)
+        # Each thread has its own: a stop() that was interrupted has not waited for the last one.
+        self._over = threading.Event()
+        thread = threading.Thread(
+            target=self._watch, args=(self._over,), name="netpoll_loop stall monitor", daemon=True
+        )
         try:
             thread.start()
         except (RuntimeError, MemoryError) as error:
@@ -61,14 +64,16 @@ class StallMonitor:
         """Ends its thread."""
         if self._thread is not None:
             self._over.set()
-            self._thread.join()
-            self._thread = None
+            try:
+                self._thread.join()
+            finally:
+                self._thread = None
 
     def forget(self) -> None:
         """In a forked child, where the thread isn't."""
         self._thread = None
 
-    def _watch(self) -> None:
+    def _watch(self, over: threading.Event) -> None:
         last = None
         since = 0.0
         reported = False
@@ -85,7 +90,7 @@ class StallMonitor:
                 reported = True
                 self._report(loop, seen[0], now - since)
             del loop
-            if self._over.wait(max(SHORTEST, limit / LOOKS)):
+            if over.wait(max(SHORTEST, limit / LOOKS)):
                 return
 
     @staticmethod

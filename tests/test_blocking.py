@@ -909,6 +909,85 @@ def test_fork_in_a_body(run):
     run(main())
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork")
+def test_a_fork_in_a_body_leaves_the_offer_to_the_spares(run, loop):
+    """subprocess.run(..., preexec_fn=...) is one."""
+
+    async def main():
+        with blocking():
+            time.sleep(LONG)  # there is a spare from here on
+        with blocking():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+            os.waitpid(pid, 0)
+            assert asyncio.run_coroutine_threadsafe(asyncio.sleep(0, 5), loop).result(LIMIT) == 5
+
+    run(main())
+
+
+def test_a_task_that_ends_inside_a_body_is_awaited_all_the_same(run, exceptions):
+    async def ends():
+        blocking().__enter__()
+        return 5
+
+    async def rows():
+        with blocking():
+            for i in range(3):
+                yield i
+
+    async def first():
+        return await anext(rows())
+
+    async def main():
+        assert await asyncio.create_task(ends()) == 5
+        assert await asyncio.create_task(first()) == 0
+        while not exceptions:  # of the generator, which is closed outside its body
+            await asyncio.sleep(0.001)
+
+    run(main())
+    assert "await inside blocking()" in str(exceptions.pop()["exception"])
+    assert not exceptions
+
+
+def test_an_interrupt_while_a_worker_thread_starts_loses_no_thread(new_loop, monkeypatch):
+    """Ctrl-C in Thread.start(), which waits for the thread to begin."""
+    loop = new_loop(max_workers=1)
+    start = threading.Thread.start
+    first, second = threading.Event(), threading.Event()
+
+    def start_and_be_interrupted(thread):
+        monkeypatch.undo()
+        start(thread)
+        raise KeyboardInterrupt
+
+    async def one():
+        with blocking():
+            time.sleep(0.001)
+
+    async def waits():
+        with blocking():
+            first.set()
+            assert second.wait(LIMIT)
+
+    async def sets():
+        while not first.is_set():
+            await asyncio.sleep(0.001)
+        with blocking():
+            time.sleep(LONG)
+        second.set()
+
+    async def main():
+        await asyncio.wait_for(asyncio.gather(waits(), sets(), one()), LIMIT)
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_be_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(one())
+    loop.run_until_complete(main())
+
+
 def test_signal_handlers_run_while_a_worker_has_the_loop(run, loop):
     async def main():
         seen = []

@@ -816,3 +816,138 @@ def test_a_protocol_paused_while_it_is_resumed_is_resumed_again(run, attach, soc
     run(main())
     reader.join(10)
     assert received == 20 << 20
+
+
+# ---- lifetimes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("subclass", [False, True])
+@pytest.mark.parametrize("closes", [True, False])
+def test_a_send_that_is_dropped_while_it_waits_lets_go_of_its_buffer(run_child, subclass, closes):
+    code = f"""
+        import asyncio, gc, socket
+        loop = new_event_loop()
+        loop.set_exception_handler(lambda loop, context: None)
+        ours, theirs = socket.socketpair()
+        if {subclass}:
+            class Sock(socket.socket):
+                pass
+            ours = Sock(fileno=ours.detach())
+        ours.setblocking(False)
+        data = bytearray(8 << 20)
+        async def main():
+            loop.create_task(loop.sock_sendall(ours, data))
+            await asyncio.sleep(0.02)
+        loop.run_until_complete(main())
+        if {closes}:
+            loop.close()
+            del main
+            gc.collect()
+            data.append(1)
+        print("done", flush=True)
+    """
+    assert run_child(code).stdout == "done\n"
+
+
+def test_a_protocol_that_replaces_itself_in_data_received_lives_until_that_returns(run_child):
+    """list.index is a method in C: nothing else keeps the list meanwhile."""
+    code = """
+        import asyncio, gc, socket
+        loop = new_event_loop()
+        errors = []
+        loop.set_exception_handler(lambda loop, context: errors.append(context["exception"]))
+        class Replacing:
+            def __eq__(self, other):
+                Items.transport.set_protocol(asyncio.Protocol())
+                gc.collect()
+                self.junk = [[None] * 3000 for _ in range(50)]
+                return False
+        class Items(list):
+            def connection_made(self, transport):
+                Items.transport = transport
+            data_received = list.index
+            def connection_lost(self, exc):
+                pass
+        def factory():
+            return Items([Replacing()] + [0] * 2999)
+        async def main():
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            await loop.connect_accepted_socket(factory, ours)
+            theirs.send(b"x")
+            while not errors:
+                await asyncio.sleep(0.001)
+            assert isinstance(errors[0], ValueError), errors
+        loop.run_until_complete(asyncio.wait_for(main(), 20))
+        loop.close()
+        print("done")
+    """
+    assert run_child(code).stdout == "done\n"
+
+
+def test_a_finalizer_that_runs_while_the_loop_closes_can_open_nothing(new_loop, socket_pair):
+    loop = new_loop()
+    (ours, _), (other, _), (third, _) = socket_pair(), socket_pair(), socket_pair()
+    seen = []
+
+    class Last:
+        def __init__(self, opens):
+            self.opens = opens
+
+        def __call__(self):
+            pass
+
+        def __del__(self):
+            try:
+                seen.append(self.opens())
+            except RuntimeError as exc:
+                seen.append(str(exc))
+
+    loop.add_reader(ours, Last(lambda: loop.add_reader(other, int)))
+    loop.call_soon(Last(lambda: loop._make_socket_transport(third, asyncio.Protocol())))
+    loop.close()
+    gc.collect()
+    assert seen == ["Event loop is closed"] * 2
+
+
+@pytest.mark.parametrize("closing", [False, True])
+def test_what_error_received_raises_keeps_no_datagram_transport_paused_or_open(
+    run, loop, datagrams, exceptions, tmp_path, closing
+):
+    receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    receiver.bind(str(tmp_path / "receiver"))
+    sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sender.connect(str(tmp_path / "receiver"))
+    sender.setblocking(False)
+    calls = []
+
+    class Protocol(asyncio.DatagramProtocol):
+        def pause_writing(self):
+            calls.append("pause")
+
+        def resume_writing(self):
+            calls.append("resume")
+
+        def error_received(self, exc):
+            calls.append("error")
+            raise ValueError("of the protocol")
+
+        def connection_lost(self, exc):
+            calls.append("lost")
+
+    async def main():
+        transport, _ = await datagrams(Protocol, sock=sender)
+        transport.set_write_buffer_limits(high=0)
+        while not transport.get_write_buffer_size():
+            transport.sendto(b"x" * 100)
+        if closing:
+            transport.close()
+        receiver.close()
+        await until(lambda: "resume" in calls)
+        transport.close()
+        await until(lambda: "lost" in calls)
+        assert calls == ["pause", "error", "resume", "lost"]
+
+    run(main())
+    assert [str(context["exception"]) for context in exceptions] == ["of the protocol"]
+    exceptions.clear()

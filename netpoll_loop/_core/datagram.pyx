@@ -344,14 +344,20 @@ cdef class DatagramTransport(SocketTransport):
                 if self.buffer:
                     # The rest is tried in the next turn; no edge need come.
                     self.run_again(NP_W)
-                self.protocol.error_received(exc)
-                if self.buffer:
-                    return 0
+                try:
+                    self.protocol.error_received(exc)
+                finally:
+                    if not self.buffer:
+                        self.all_tried()
+                return 0
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as exc:
                 self._fatal_error(exc, "Fatal write error on datagram transport")
                 return 0
+        return self.all_tried()
+
+    cdef int all_tried(self) except -1:
         self.resume_protocol()
         if not self.buffer and self._closing and not self._conn_lost:
             self._conn_lost += 1

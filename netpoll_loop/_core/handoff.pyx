@@ -275,6 +275,10 @@ cdef class HandoffLoop(SockLoop):
             try:
                 thread.start()
             except BaseException as exc:
+                if thread.ident is not None:
+                    # Ctrl-C, while this thread waited for the other one to begin.
+                    self.threads.append(thread)
+                    raise
                 self.idle -= 1
                 self.workers -= 1
                 if not isinstance(exc, (RuntimeError, MemoryError)):
@@ -455,11 +459,11 @@ cdef class HandoffLoop(SockLoop):
     cdef uint64_t offer(self, bint urgent) except? 0:
         """P is to go to another thread. The number of the offer; 0: it was granted."""
         self.owner = 0
-        self.state = OFFERED
         if not self.idle and (self.home_seat is not None or self.seats):
             # No spare watches: an offer would stand, although somebody is there who waits for P.
             self.grant(self.home_seat if self.home_seat is not None else self.first_seat())
             return 0
+        self.state = OFFERED
         self.number = np_offer(self.offers.offers, urgent)
         return self.number
 
@@ -661,8 +665,10 @@ cdef class HandoffLoop(SockLoop):
             me = PyThread_get_thread_ident()
             if self.owner != me or self.state != HELD:
                 body = self.bodies.get(me)
-                if body is not None and body.task is not None and getattr(callback, "__self__", None) is body.task:
-                    # A bare yield: the task asks for its next step.
+                if body is not None and body.task is not None and (
+                    getattr(callback, "__self__", None) is body.task or body.task.done()
+                ):
+                    # A bare yield: the task asks for its next step. Or it is over, inside the body, and says so.
                     self.abandon(body, True)
                 elif (me == self.m0 and body is None) or is_sigint():
                     # As call_soon_threadsafe: a signal handler on M0.
@@ -724,10 +730,11 @@ cdef class HandoffLoop(SockLoop):
             self.thread_id = 0
         self.release_held()
         self.admit_all()
-        self.carried = None
-        self.state = NONE
-        self.owner = 0
-        self.recount()
+        with cython.critical_section(self):
+            self.carried = None
+            self.state = NONE
+            self.owner = 0
+            self.recount()
         Scheduler._leave_run(self)
 
     @cython.critical_section
@@ -822,22 +829,22 @@ cdef class HandoffLoop(SockLoop):
 
     def _close_core(self):
         cdef Seat seat
+        cdef set inside
         Scheduler._close_core(self)
         with cython.critical_section(self):
             self.state = GONE
+            inside = {(<Body>item).ident for item in self.bodies.values()}
             # Only now: whoever came while callbacks were dropped has taken a seat, too.
             while self.seats:
                 seat = self.first_seat()
                 seat.closed = True
                 np_seat_call(seat.seat)
         self.held.clear()
-        self.dismiss()
+        self.dismiss(inside)
 
-    cdef int dismiss(self) except -1:
+    cdef int dismiss(self, set inside) except -1:
         """Ends the spares that watch; those in a body end when it does."""
-        cdef Body body
         np_offers_quit(self.offers.offers)
-        inside = {(<Body>item).ident for item in self.bodies.values()}
         for thread in self.threads:
             if thread.ident not in inside and thread.ident != PyThread_get_thread_ident():
                 thread.join()
@@ -845,8 +852,10 @@ cdef class HandoffLoop(SockLoop):
         return 0
 
     def _before_fork(self):
-        # Spares that only watch would be threads in the parent of a fork.
-        if self.idle and self.state != GONE:
+        cdef unsigned long me = PyThread_get_thread_ident()
+        # Spares that only watch would be threads in the parent of a fork. While an offer stands one of them is to take it,
+        # and where another thread has P it may need one at any moment.
+        if self.idle and ((self.state == HELD and self.owner == me) or (self.state == NONE and self.m0 == me)):
             self.dismiss_idle()
         if self._stall_monitor is not None:
             self._stall_monitor.stop()

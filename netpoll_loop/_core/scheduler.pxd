@@ -85,6 +85,8 @@ cdef class Scheduler(Home):
     cdef uint64_t turns
     # In the kernel, without the GIL, for an event.
     cdef bint waiting
+    # It is being closed: no descriptor may be opened any more.
+    cdef bint opens_no_more
 
     # How many polls in a row found nothing while callbacks were ready, at most QUIET_TURNS: from
     # then on, and while `still` isn't empty, the loop polls only every POLL_INTERVAL. Whoever

@@ -773,8 +773,8 @@ cdef class Scheduler(Home):
         cdef int error = 0
         cdef np_desc *desc
         cdef object former
-        if self._closed:
-            self._check_closed()
+        if self.opens_no_more:
+            raise RuntimeError("Event loop is closed")
         former = self.find_descriptor(fd)
         if former is not None and former is not descriptor:
             # np_open replaces its registration: no event of it comes any more.
@@ -828,6 +828,8 @@ cdef class Scheduler(Home):
         The base class still has its self-pipe to close: nothing of it is open here any more.
         """
         cdef Descriptor descriptor
+        # What is dropped here may run finalizers.
+        self.opens_no_more = True
         for fd in list(self.descriptors):
             descriptor = self.find_descriptor(fd)
             if descriptor is None:

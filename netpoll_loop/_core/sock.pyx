@@ -394,6 +394,7 @@ cdef class Accept(Operation):
         return conn, address
 
 
+@cython.no_gc_clear
 cdef class SendAll(Operation):
     """Sends from a buffer that it holds until all is sent."""
 
@@ -411,6 +412,12 @@ cdef class SendAll(Operation):
         if type(self.sock) is not SocketType:
             self.left = memoryview(self.data).cast("B")
         return 0
+
+    def __dealloc__(self):
+        # The base class's comes when the fields of this one have gone.
+        if self.state == PARKED:
+            self.leave()
+        self.end()
 
     cdef void end(self) noexcept:
         if self.held:

@@ -420,7 +420,8 @@ cdef class StreamTransport(SocketTransport):
                 self.reading_failed("Fatal read error on socket transport")
             else:
                 self.expect(count)
-                result = CallMethodOneArg(<PyObject *>self.protocol, <PyObject *>s_data_received, data)
+                protocol = self.protocol  # it may be replaced meanwhile
+                result = CallMethodOneArg(<PyObject *>protocol, <PyObject *>s_data_received, data)
                 Py_DECREF(data)
                 if result is NULL:
                     self.reading_failed("Fatal error: protocol.data_received() call failed.")
