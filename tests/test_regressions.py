@@ -951,3 +951,36 @@ def test_what_error_received_raises_keeps_no_datagram_transport_paused_or_open(
     run(main())
     assert [str(context["exception"]) for context in exceptions] == ["of the protocol"]
     exceptions.clear()
+
+
+def test_the_socket_of_a_closed_transport_takes_no_descriptor_that_is_not_there(run_child):
+    code = """
+        import asyncio, os, resource, socket
+        loop = new_event_loop()
+        async def main():
+            lost = loop.create_future()
+            class Protocol(asyncio.Protocol):
+                def connection_lost(self, exc):
+                    lost.set_result(None)
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            transport, _ = await loop.create_connection(Protocol, sock=ours)
+            theirs.close()
+            await asyncio.wait_for(lost, 20)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+            taken = []
+            try:
+                while True:
+                    taken.append(os.dup(0))
+            except OSError:
+                pass
+            sock = transport.get_extra_info("socket")
+            for fd in taken:
+                os.close(fd)
+            assert sock.fileno() == -1
+            repr(sock), sock.family, sock.type, sock.proto
+        loop.run_until_complete(main())
+        loop.close()
+        print("done")
+    """
+    assert run_child(code).stdout == "done\n"

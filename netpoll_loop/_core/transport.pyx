@@ -236,8 +236,14 @@ cdef class SocketTransport(Descriptor):
             sock = self._sock
             if sock is None:
                 # Closed, and never asked for before: a closed socket stands for it.
-                sock = SocketType(self.family, self.kind, self.proto)
-                sock.close()
+                try:
+                    sock = SocketType(self.family, self.kind, self.proto)
+                    sock.close()
+                except OSError:
+                    # Out of descriptors, of which that takes one: then one that was never open.
+                    sock = SocketType.__new__(SocketType)
+                    sock._io_refs = 0
+                    sock._closed = True
             value = TransportSocket(sock)
         else:
             return default
