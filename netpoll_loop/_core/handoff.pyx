@@ -275,7 +275,7 @@ cdef class HandoffLoop(SockLoop):
             try:
                 thread.start()
             except BaseException as exc:
-                if thread.ident is not None:
+                if thread.ident is not None or thread in getattr(threading, "_limbo", ()):
                     # Ctrl-C, while this thread waited for the other one to begin.
                     self.threads.append(thread)
                     raise
