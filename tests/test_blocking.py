@@ -956,7 +956,7 @@ def test_an_interrupt_while_a_worker_thread_starts_loses_no_thread(new_loop, mon
     """Ctrl-C in Thread.start(), which waits for the thread to begin."""
     loop = new_loop(max_workers=1)
     start = threading.Thread.start
-    first, second = threading.Event(), threading.Event()
+    over = threading.Event()
 
     def start_and_be_interrupted(thread):
         monkeypatch.undo()
@@ -965,22 +965,22 @@ def test_an_interrupt_while_a_worker_thread_starts_loses_no_thread(new_loop, mon
 
     async def one():
         with blocking():
-            time.sleep(0.001)
-
-    async def waits():
-        with blocking():
-            first.set()
-            assert second.wait(LIMIT)
-
-    async def sets():
-        while not first.is_set():
-            await asyncio.sleep(0.001)
-        with blocking():
             time.sleep(LONG)
-        second.set()
+
+    async def waits(delay, busy):
+        await asyncio.sleep(delay)
+        time.sleep(busy)
+        with blocking():
+            assert over.wait(LIMIT)
+
+    async def ends():
+        await asyncio.sleep(0.01)
+        with blocking():
+            time.sleep(0.1)
+        over.set()
 
     async def main():
-        await asyncio.wait_for(asyncio.gather(waits(), sets(), one()), LIMIT)
+        await asyncio.gather(waits(0, 0), ends(), waits(0.02, 0.3))
 
     monkeypatch.setattr(threading.Thread, "start", start_and_be_interrupted)
     with pytest.raises(KeyboardInterrupt):
