@@ -108,9 +108,12 @@ class _Transports(weakref.WeakValueDictionary[int, Any]):
         super().__init__()
         self._loop = weakref.ref(loop)
 
-    def __getitem__(self, fd: int) -> Any:
+    def _ours(self, fd: int) -> Any:
         loop = self._loop()
-        transport = None if loop is None else loop._stream_transport(fd)
+        return None if loop is None else loop._stream_transport(fd)
+
+    def __getitem__(self, fd: int) -> Any:
+        transport = self._ours(fd)
         if transport is None:
             return super().__getitem__(fd)
         if transport._hidden:
@@ -118,8 +121,7 @@ class _Transports(weakref.WeakValueDictionary[int, Any]):
         return transport
 
     def get(self, fd: int, default: Any = None) -> Any:
-        loop = self._loop()
-        transport = None if loop is None else loop._stream_transport(fd)
+        transport = self._ours(fd)
         if transport is None:
             return super().get(fd, default) if len(self) else default
         return default if transport._hidden else transport
@@ -131,8 +133,7 @@ class _Transports(weakref.WeakValueDictionary[int, Any]):
             super().__setitem__(fd, transport)
 
     def __delitem__(self, fd: int) -> None:
-        loop = self._loop()
-        transport = None if loop is None else loop._stream_transport(fd)
+        transport = self._ours(fd)
         if transport is not None:
             transport._hidden = True
         else:

@@ -106,15 +106,15 @@ class ParametersMixin(asyncio.SelectorEventLoop):
         ) -> asyncio.Task[Any]:
             """asyncio.loop.create_task, with the keywords of Python 3.13.3 (``eager_start``)."""
             task: asyncio.Task[Any]
-            factory = self.get_task_factory() if kwargs else None
             if not kwargs:
                 task = super().create_task(coro, name=name, context=context)
-            elif factory is None:
-                self._check_closed()
-                task = asyncio.Task(coro, loop=self, name=name, context=context, **kwargs)
             else:
                 self._check_closed()
-                task = factory(self, coro, name=name, context=context, **kwargs)
+                factory = self.get_task_factory()
+                if factory is not None:
+                    task = factory(self, coro, name=name, context=context, **kwargs)
+                else:
+                    task = asyncio.Task(coro, loop=self, name=name, context=context, **kwargs)
             # Who calls is where it was created. asyncio's own frame is gone already.
             traceback = getattr(task, "_source_traceback", None)
             if traceback and traceback[-1].filename == __file__:

@@ -386,7 +386,6 @@ def test_the_wakeup_descriptor_of_the_user_is_back_after_each_run(run_child):
     )
 
 
-@pytest.mark.not_on_oracle("stock resets it to -1")
 @pytest.mark.parametrize("added", ["before", "in a run"])
 def test_the_wakeup_descriptor_of_a_closed_loop_is_not_left_behind(run_child, added):
     """Another file would get its number, and a byte for each signal."""
@@ -410,6 +409,7 @@ def test_the_wakeup_descriptor_of_a_closed_loop_is_not_left_behind(run_child, ad
     assert run_child(code).stdout == "done\n"
 
 
+@pytest.mark.not_on_oracle("stock resets it to -1")
 def test_the_wakeup_descriptor_of_the_user_survives_a_handler_of_the_loop(run_child):
     run_child(
         """

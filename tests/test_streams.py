@@ -1429,14 +1429,6 @@ def test_writelines_after_close_is_dropped_and_warned_about_from_the_fifth_on(ru
     run(main())
 
 
-def reset_after_data(kind, peer):
-    peer.send(b"half a mess")
-    if kind == "socketpair":
-        peer.close()  # with what it has not read
-    else:
-        reset(peer)
-
-
 @pytest.mark.parametrize("kind", ["tcp", "tcp_served", "tcp_accepted", "socketpair"])
 @pytest.mark.parametrize("paused", [False, True])
 @both_protocols
@@ -1448,7 +1440,11 @@ def test_a_reset_that_comes_with_data_is_no_clean_end(run, connect, exceptions, 
             await turns()
         if paused:
             transport.pause_reading()
-        reset_after_data(kind, peer)
+        peer.send(b"half a mess")
+        if kind == "socketpair":
+            peer.close()  # with what it has not read
+        else:
+            reset(peer)
         if paused:
             await turns()
             transport.resume_reading()

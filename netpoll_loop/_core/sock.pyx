@@ -414,10 +414,8 @@ cdef class SendAll(Operation):
         return 0
 
     def __dealloc__(self):
-        # The base class's comes when the fields of this one have gone.
-        if self.state == PARKED:
-            self.leave()
-        self.end()
+        # The base class's comes when the fields of this one, which end() needs, have gone.
+        self.leave()
 
     cdef void end(self) noexcept:
         if self.held:
