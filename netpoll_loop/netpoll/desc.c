@@ -21,8 +21,11 @@
 
 /* ---- Registration (under ctl) ----------------------------------------------- */
 
+/* By np_arm, which registers it: nothing is to be reported before.  The others are edge-triggered. */
+static int is_armed(unsigned kind) { return kind == NP_LISTEN || kind == NP_LEVEL; }
+
 static unsigned mask_of(const struct np_engine *e, struct np_desc *d) {
-    if (d->kind == NP_STREAM || d->kind == NP_WAIT) {
+    if (!is_armed(d->kind)) {
         return NP_R | NP_W | NP_OS_EDGE;
     }
     if (!d->interest || np_get(&d->disarmed)) {
@@ -141,9 +144,6 @@ static void reset(struct np_desc *d) {
     d->mine_at = 0;
 }
 
-/* By np_arm, which registers it: nothing is to be reported before. */
-static int is_armed(np_kind kind) { return kind == NP_LISTEN || kind == NP_LEVEL; }
-
 static int open_at(struct np_engine *e, int fd, np_kind kind, void *user, struct np_desc **out) {
     if (!e || e->dead || fd < 0) {
         return -EBADF;
@@ -165,7 +165,7 @@ static int open_at(struct np_engine *e, int fd, np_kind kind, void *user, struct
     if (kind == NP_LISTEN && e->mode == NP_DEDICATED && !(ring = calloc(1, sizeof *ring))) {
         return -ENOMEM;
     }
-    int unsure = (kind == NP_STREAM || kind == NP_WAIT) && !np_os_is_tcp(fd);
+    int unsure = !is_armed(kind) && !np_os_is_tcp(fd);
     int cuts = unsure && kind == NP_STREAM && np_os_is_unix_stream(fd);
     np_ctl_lock(e);
     np_lock(e, d);
@@ -258,7 +258,7 @@ void np_close(np_engine *e, np_desc *d) {
 /* ---- Arm ------------------------------------------------------------------------ */
 
 static int is_armable(const struct np_engine *e, const struct np_desc *d) {
-    return d && (np_check(e, d, NP_LISTEN) == 0 || np_check(e, d, NP_LEVEL) == 0);
+    return d && is_armed(d->kind) && np_check(e, d, d->kind) == 0;
 }
 
 /* What waits in the ring is reported like a level: as long as it is there. */
