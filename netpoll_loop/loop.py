@@ -17,7 +17,6 @@ import sys
 import threading
 import weakref
 from asyncio import events as _events
-from asyncio import sslproto as _sslproto
 from asyncio.log import logger
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +27,7 @@ from netpoll_loop._core.datagram import DatagramTransport
 from netpoll_loop._core.handoff import MAX_WORKERS, HandoffLoop
 from netpoll_loop._core.literal import answer_on
 from netpoll_loop._core.stream import StreamTransport
+from netpoll_loop._core.tls import SSLProtocol
 from netpoll_loop.connecting import ConnectMixin
 from netpoll_loop.dns import resolve_literal
 from netpoll_loop.options import (
@@ -322,7 +322,7 @@ class Loop(HandoffLoop, ConnectMixin, ParametersMixin, SubprocessMixin):
         **kwargs: Any,
     ) -> asyncio.Transport:
         self._ensure_fd_no_transport(rawsock)
-        ssl_protocol = _sslproto.SSLProtocol(
+        ssl_protocol = SSLProtocol(
             self,
             protocol,
             sslcontext,

@@ -26,6 +26,7 @@ import os
 import pathlib
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import textwrap
@@ -40,7 +41,8 @@ MODES = ("auto", "dedicated", "inline")
 #: "auto" that changes its mind about who sends in every turn; where connections are what is tested.
 SWITCHING = "switching"
 SWITCHING_MODULES = frozenset(
-    f"test_{name}" for name in ("aiohttp", "fd_reuse", "memory", "offload", "sendfile", "servers", "streams", "tls")
+    f"test_{name}"
+    for name in ("aiohttp", "fd_reuse", "memory", "offload", "sendfile", "servers", "streams", "tls", "tls_records")
 )
 ORACLES = ("asyncio", "uvloop")
 
@@ -488,3 +490,26 @@ def run_child(start_child, mode):
         return done
 
     return run
+
+
+# --- TLS --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def authority():
+    """One that signs the server's certificate, and that the client trusts."""
+    return pytest.importorskip("trustme").CA()
+
+
+@pytest.fixture(scope="session")
+def server_context(authority):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
+    return context
+
+
+@pytest.fixture(scope="session")
+def client_context(authority):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(context)
+    return context

@@ -11,7 +11,6 @@ import os
 import random
 import signal
 import socket
-import ssl
 import threading
 import time
 
@@ -858,19 +857,7 @@ def test_streams_and_their_context(group):
 # --- TLS --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def contexts():
-    trustme = pytest.importorskip("trustme")
-    authority = trustme.CA()
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(server)
-    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    authority.configure_trust(client)
-    return server, client
-
-
-def test_tls_connections_are_spread(group, contexts):
-    server_context, client_context = contexts
+def test_tls_connections_are_spread(group, server_context, client_context):
     meeting = Meeting()
 
     async def main():
@@ -898,9 +885,7 @@ def test_tls_connections_are_spread(group, contexts):
 
 
 @pytest.mark.parametrize("what", ["handshake", "factory"])
-def test_a_tls_connection_that_fails_counts_no_longer(group, contexts, what):
-    server_context, _ = contexts
-
+def test_a_tls_connection_that_fails_counts_no_longer(group, server_context, what):
     def fails():
         raise ZeroDivisionError
 

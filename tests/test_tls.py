@@ -7,27 +7,6 @@ import ssl
 import pytest
 from peers import Echo, Recorder, pattern, put_away, read_to_end, send_all, turns, until
 
-trustme = pytest.importorskip("trustme")
-
-
-@pytest.fixture(scope="session")
-def authority():
-    return trustme.CA()
-
-
-@pytest.fixture(scope="session")
-def server_context(authority):
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
-    return context
-
-
-@pytest.fixture(scope="session")
-def client_context(authority):
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    authority.configure_trust(context)
-    return context
-
 
 @pytest.fixture
 def distrusting_context():

@@ -23,8 +23,10 @@ cdef class StreamTransport(SocketTransport):
     # Hidden from loop._transports while loop.sendfile owns the socket.
     cdef public bint _hidden
     cdef bint buffered
-    # The protocol is asyncio.StreamReaderProtocol: see reader_to_feed().
+    # The protocol is asyncio.StreamReaderProtocol: see reader.pyx.
     cdef bint feeds
+    # It is our SSLProtocol: see tls.pyx.
+    cdef bint decrypts
     # Bytes that the next read asks for, if it isn't a small one.
     cdef size_t room
     # End of file was seen and the protocol keeps the connection half-open.
@@ -41,6 +43,7 @@ cdef class StreamTransport(SocketTransport):
 
     cdef int serve(self, uint32_t bits) except -1
     cdef int read(self) except -1
+    cdef int read_records(self) except -1
     cdef int read_buffered(self) except -1
     cdef int after_read(self) except -1
     cdef int received_eof(self) except -1
@@ -50,7 +53,6 @@ cdef class StreamTransport(SocketTransport):
     cdef int nothing_read(self, ssize_t count) except -1
     cdef int reading_failed(self, str message) except -1
     cdef void expect(self, size_t count) noexcept
-    cdef object reader_to_feed(self)
     cdef int read_into(self, object reader) except -1
     cdef int begin_queueing(self) except -1
     cdef Leaves when(self, size_t size)

@@ -24,7 +24,9 @@ from netpoll_loop._core.engine cimport (
     np_recv, np_send, np_send_error, np_sender, np_sendv, np_tell, np_tell_full,
 )
 from netpoll_loop._core.handles cimport raise_what_is_set
+from netpoll_loop._core.reader cimport append, fed, reader_to_feed
 from netpoll_loop._core.scheduler cimport SCRATCH_SIZE, Scheduler
+from netpoll_loop._core.tls cimport adopted, is_tls, records_received
 from netpoll_loop._core.transport cimport HIGH_WATER, SocketTransport, os_error, received
 
 import os
@@ -40,8 +42,6 @@ cdef extern from "Python.h":
     object PyObject_CallMethodOneArg(object o, object name, object arg)
     object PyObject_CallMethodNoArgs(object o, object name)
     void Py_DECREF(void *o)
-    bint PyMethod_Check(object o)
-    PyObject *PyMethod_GET_FUNCTION(object o)
     Py_ssize_t PyByteArray_GET_SIZE(object o)
     char *PyByteArray_AS_STRING(object o)
     int PyByteArray_Resize(object o, Py_ssize_t size) except -1
@@ -90,11 +90,7 @@ cdef enum:
 PyMem_RawFree(PyMem_RawMalloc(1024 * 1024))
 
 cdef object BufferedProtocol = _protocols.BufferedProtocol
-cdef object StreamReader = _streams.StreamReader
 cdef object StreamReaderProtocol = _streams.StreamReaderProtocol
-# Those that feed() stands for: whoever has replaced them gets called.
-cdef object asyncios_data_received = StreamReaderProtocol.data_received
-cdef object asyncios_feed_data = StreamReader.feed_data
 cdef object set_result_unless_cancelled = _futures._set_result_unless_cancelled
 cdef int LOG_THRESHOLD = _constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES
 cdef bint attach_takes_transport = sys.version_info >= (3, 13)
@@ -116,10 +112,6 @@ class _StreamTransportFacade(_transports._FlowControlMixin, _transports.Transpor
 _StreamTransportFacade.__name__ = _StreamTransportFacade.__qualname__ = "StreamTransport"
 cdef object facade = _StreamTransportFacade
 cdef int (*serve_quietly)(PyObject *, uint32_t) noexcept
-
-
-cdef inline bint is_method(object method, object function) noexcept:
-    return PyMethod_Check(method) and PyMethod_GET_FUNCTION(method) == <PyObject *>function
 
 
 cdef int attach(object server, object transport) except -1:
@@ -299,6 +291,8 @@ cdef class StreamTransport(SocketTransport):
         """asyncio.BaseTransport.set_protocol."""
         if self.room == 0:
             self.room = SMALL_READ
+        protocol = adopted(protocol)
+        self.decrypts = is_tls(protocol)
         # asyncio asks for the class; uvloop, and so its users, also for the methods.
         self.buffered = isinstance(protocol, BufferedProtocol) or (
             hasattr(protocol, "get_buffer") and not hasattr(protocol, "data_received")
@@ -368,7 +362,9 @@ cdef class StreamTransport(SocketTransport):
             if not self.enter(context, bits):
                 return 0
             try:
-                if self.buffered:
+                if self.decrypts:
+                    self.read_records()
+                elif self.buffered:
                     self.read_buffered()
                 else:
                     self.read()
@@ -397,7 +393,7 @@ cdef class StreamTransport(SocketTransport):
         if self._conn_lost:
             return 0
         if self.feeds:
-            reader = self.reader_to_feed()
+            reader = reader_to_feed(self.protocol)
             if reader is not None:
                 return self.read_into(reader)
         if self.room <= SMALL_READ:
@@ -456,24 +452,8 @@ cdef class StreamTransport(SocketTransport):
         elif count < self.room // 4 and self.room > SMALL_READ:
             self.room //= 2
 
-    cdef object reader_to_feed(self):
-        """The StreamReader that gets the bytes without StreamReaderProtocol.data_received and feed_data.
-
-        None where anything of the two isn't asyncio's own.
-        """
-        cdef object reader
-        if not is_method(self.protocol.data_received, asyncios_data_received):
-            return None
-        reference = self.protocol._stream_reader_wr
-        reader = reference() if reference is not None else None
-        if type(reader) is not StreamReader or reader._eof or not is_method(reader.feed_data, asyncios_feed_data):
-            return None
-        return reader if type(reader._buffer) is bytearray else None
-
     cdef int read_into(self, object reader) except -1:
-        """What the two methods do."""
         cdef object buffer = reader._buffer
-        cdef object waiter
         cdef Py_ssize_t size = PyByteArray_GET_SIZE(buffer)
         cdef ssize_t count
         if self.room > SMALL_READ and Resize(buffer, size + self.room) == 0:
@@ -485,32 +465,35 @@ cdef class StreamTransport(SocketTransport):
             count = np_recv(self.loop.engine, self.desc, self.loop.scratch, SCRATCH_SIZE)
             if count > 0:
                 try:
-                    PyByteArray_Resize(buffer, size + count)
+                    append(buffer, self.loop.scratch, count)
                 except BaseException as exc:
-                    # Exported (a BufferError), or no memory.
                     self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
                     return 0
-                memcpy(PyByteArray_AS_STRING(buffer) + size, self.loop.scratch, count)
         if count <= 0:
             return self.nothing_read(count)
         self.expect(count)
         try:
-            waiter = reader._waiter
-            if waiter is not None:
-                reader._waiter = None
-                if not waiter.cancelled():
-                    waiter.set_result(None)
-            if size + count > 2 * reader._limit and reader._transport is not None and not reader._paused:
-                try:
-                    reader._transport.pause_reading()
-                except NotImplementedError:
-                    reader._transport = None
-                else:
-                    reader._paused = True
+            fed(reader, size + count)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as exc:
             self._fatal_error(exc, "Fatal error: protocol.data_received() call failed.")
+        return self.after_read()
+
+    cdef int read_records(self) except -1:
+        cdef ssize_t count
+        cdef object protocol = self.protocol  # it may be replaced meanwhile
+        if self._conn_lost:
+            return 0
+        count = np_recv(self.loop.engine, self.desc, self.loop.scratch, SCRATCH_SIZE)
+        if count <= 0:
+            return self.nothing_read(count)
+        try:
+            records_received(protocol, self.loop.scratch, count)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:
+            self._fatal_error(exc, "Fatal error: protocol.buffer_updated() call failed.")
         return self.after_read()
 
     cdef int read_buffered(self) except -1:
