@@ -10,6 +10,7 @@ the thread-safe calls.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import selectors
 import signal
 import socket
@@ -183,8 +184,6 @@ class Loop(HandoffLoop, ConnectMixin, ParametersMixin, SubprocessMixin):
         )
 
     def _run_forever_setup(self) -> None:
-        self._check_closed()
-        self._check_running()
         # First what can fail: the netpoller thread of "dedicated".
         self._enter_run()
         self._set_coroutine_origin_tracking(self._debug)
@@ -194,6 +193,7 @@ class Loop(HandoffLoop, ConnectMixin, ParametersMixin, SubprocessMixin):
         if threading.current_thread() is threading.main_thread():
             # For the whole run: a signal wakes the poller, whichever thread it lands on.
             ours = self._csock.fileno()
+            self._old_wakeup_fd = -1
             former = signal.set_wakeup_fd(ours, warn_on_full_buffer=False)
             # Ours, if a handler that is installed has kept it since the last run: nothing to go back to.
             self._old_wakeup_fd = -1 if former == ours else former
@@ -215,19 +215,16 @@ class Loop(HandoffLoop, ConnectMixin, ParametersMixin, SubprocessMixin):
             self._watch_for_stalls()
 
     def _run_forever_cleanup(self) -> None:
-        self._stopping = False
-        self._thread_id = None
-        self._leave_run()
-        _events._set_running_loop(None)
+        """May have to begin anew, where Ctrl-C has come."""
         self._set_coroutine_origin_tracking(False)
         if self._old_agen_hooks is not None:
             sys.set_asyncgen_hooks(*self._old_agen_hooks)
             self._old_agen_hooks = None
         if self._old_wakeup_fd is not None:
-            former, self._old_wakeup_fd = self._old_wakeup_fd, None
             # With handlers installed, signals between two runs wait for the next one.
             if not self._signal_handlers:
-                self._restore_wakeup_fd(former)
+                self._restore_wakeup_fd(self._old_wakeup_fd)
+            self._old_wakeup_fd = None
         # The last: it waits for a thread, and Ctrl-C can come meanwhile.
         if self._stall_monitor is not None:
             self._stall_monitor.stop()
@@ -243,11 +240,9 @@ class Loop(HandoffLoop, ConnectMixin, ParametersMixin, SubprocessMixin):
 
     def run_forever(self) -> None:
         """Runs until stop() is called."""
-        self._run_forever_setup()
-        try:
-            self._run()
-        finally:
-            self._run_forever_cleanup()
+        self._check_closed()
+        self._check_running()
+        self._run_prepared()
 
     def close(self) -> None:
         """asyncio.loop.close: drops what is queued; joins the netpoller thread."""
@@ -261,7 +256,8 @@ class Loop(HandoffLoop, ConnectMixin, ParametersMixin, SubprocessMixin):
     def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:  # type: ignore[override]
         """asyncio.loop.add_signal_handler; from a worker thread too, while the main thread serves signals."""
         if self._m0_serves:
-            self._on_m0(lambda: super(Loop, self).add_signal_handler(sig, callback, *args))
+            context = contextvars.copy_context()
+            self._on_m0(lambda: context.run(super(Loop, self).add_signal_handler, sig, callback, *args))
         else:
             super().add_signal_handler(sig, callback, *args)
 

@@ -98,13 +98,10 @@ class StallMonitor:
         frame = sys._current_frames().get(ident)
         if frame is None:
             return
-        task = asyncio.current_task(loop)
-        handle = loop._current_handle  # debug mode has it
-        if task is not None:
-            what = f"{task.get_name()}, {task.get_coro()!r},"
-        elif handle is not None:
-            what = base_events._format_handle(handle)  # type: ignore[attr-defined]
-        else:
+        try:
+            what = StallMonitor._describe(asyncio.current_task(loop), loop._current_handle)
+        except Exception:
+            # A repr of the program's, on a thread that it doesn't expect.
             what = "a callback"
         thread = next((thread.name for thread in threading.enumerate() if thread.ident == ident), str(ident))
         stack = "".join(traceback.format_stack(frame))
@@ -114,3 +111,12 @@ class StallMonitor:
             "%r is stalled: %s has been running for more than %.3f seconds, in thread %s:\n%s",
             loop, what, elapsed, thread, stack.rstrip(),
         )  # fmt: skip
+
+    @staticmethod
+    def _describe(task: typing.Any, handle: typing.Any) -> str:
+        """handle: in debug mode only."""
+        if task is not None:
+            return f"{task.get_name()}, {task.get_coro()!r},"
+        if handle is not None:
+            return str(base_events._format_handle(handle))  # type: ignore[attr-defined]
+        return "a callback"

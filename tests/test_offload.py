@@ -17,7 +17,7 @@ import time
 
 import pytest
 from conftest import SWITCHING, make_loop
-from peers import Echo, Recorder, put_away, read_exactly, send_all, turns, until
+from peers import Echo, Recorder, put_away, read_exactly, read_to_end, send_all, turns, until
 
 import netpoll_loop
 
@@ -474,6 +474,29 @@ def test_what_is_written_before_abort_has_been_sent(run, loop, socket_pair):
             await turns()
             assert protocol.lost
             assert peer.recv(100) == b"to the end"
+
+    run(main())
+
+
+def test_what_is_written_before_the_protocol_fails_has_been_sent(run, loop, tcp_pair, exceptions):
+    class Fails(Recorder):
+        def data_received(self, data):
+            self.transport.write(b"last ")
+            self.transport.write(b"words")
+            raise ZeroDivisionError
+
+    async def main():
+        for _ in range(30):
+            await asyncio.sleep(0)
+            sock, peer = tcp_pair()
+            _, protocol = await loop.create_connection(Fails, sock=sock)
+            await turns()
+            peer.send(b"!")
+            await until(lambda protocol=protocol: protocol.lost)
+            assert isinstance(protocol.lost_with, ZeroDivisionError)
+            assert await read_to_end(peer) == b"last words"
+        assert len(exceptions) == 30
+        exceptions.clear()
 
     run(main())
 

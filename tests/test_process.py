@@ -260,6 +260,32 @@ def test_leaving_run_forever_flushes_what_stock_would_have_sent(run, loop, socke
 # --- blocked callbacks ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.netpoll_only("about worker threads")
+@pytest.mark.parametrize("run_on", ["caller", "worker"])
+@pytest.mark.parametrize("where", ["main", "atexit"])
+def test_the_interpreter_ends_with_an_open_loop_that_has_had_worker_threads(run_child, where, run_on):
+    done = run_child(
+        f"""
+        import atexit, time
+        import netpoll_loop
+
+        loop = new_event_loop(run_on={run_on!r})
+
+        async def main():
+            with netpoll_loop.blocking():
+                time.sleep(0.02)
+            print("ran", flush=True)
+
+        if {where!r} == "atexit":
+            atexit.register(loop.run_until_complete, main())
+        else:
+            loop.run_until_complete(main())
+        """
+    )
+    assert done.stdout.split() == ["ran"]
+    assert "Error" not in done.stderr
+
+
 class Reader(threading.Thread):
     """Reads `count` bytes from the socket, blocking, then sets `done`."""
 

@@ -232,6 +232,28 @@ def test_what_is_wrong_with_a_signal_handler_is_raised_where_it_was_asked_for(wo
     worker.run_until_complete(main())
 
 
+def test_a_signal_handler_runs_in_the_context_of_who_added_it(worker):
+    variable = contextvars.ContextVar("variable", default="none")
+    seen = []
+
+    async def main():
+        variable.set("mine")
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+
+        def handler():
+            seen.append(variable.get())
+            done.set_result(None)
+
+        loop.add_signal_handler(signal.SIGUSR1, handler)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await asyncio.wait_for(done, LIMIT)
+        loop.remove_signal_handler(signal.SIGUSR1)
+
+    worker.run_until_complete(main())
+    assert seen == ["mine"]
+
+
 def test_python_signal_handlers_run_meanwhile(worker):
     seen = []
 
@@ -254,6 +276,19 @@ def test_ctrl_c_ends_a_run_that_waits(worker):
     with pytest.raises(KeyboardInterrupt):
         worker.run_until_complete(asyncio.sleep(LIMIT))
     timer.join()
+
+
+def test_a_signal_that_another_thread_gets_reaches_the_main_thread(worker):
+    """Also one that comes just before the main thread lies down."""
+
+    async def main():
+        # On this thread, which runs the coroutine.
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        await asyncio.sleep(LIMIT)
+
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            worker.run_until_complete(main())
 
 
 def test_ctrl_c_interrupts_a_coroutine_that_spins(worker):

@@ -142,6 +142,53 @@ def test_under_a_runner_ctrl_c_cancels_the_main_task_first(start_child, state):
     assert done.stdout == "cleaned up\ninterrupted\n", done.stderr
 
 
+@pytest.mark.not_on_oracle("asyncio leaves the loop running where Ctrl-C comes between the steps of a run's end")
+def test_ctrl_c_at_any_line_of_a_runs_beginning_and_end_leaves_no_running_loop(run_child):
+    done = run_child(
+        """
+        import signal
+
+        LINES = {"run_forever", "_run_forever_setup", "_run_forever_cleanup"}
+        wanted = 0
+        while True:
+            loop, passed, interrupted = new_event_loop(), 0, False
+
+            def trace(frame, event, argument):
+                global passed, interrupted
+                if frame.f_code.co_name not in LINES:
+                    return None
+                if event == "line":
+                    passed += 1
+                    if passed == wanted + 1:
+                        interrupted = True
+                        signal.raise_signal(signal.SIGINT)
+                return trace
+
+            sleep = asyncio.sleep(0)
+            sys.settrace(trace)
+            try:
+                loop.run_until_complete(sleep)
+            except KeyboardInterrupt:
+                pass
+            except RuntimeError as exc:
+                assert "Event loop stopped before Future completed" in str(exc)
+            finally:
+                sys.settrace(None)
+            sleep.close()
+            assert not loop.is_running() and asyncio._get_running_loop() is None, wanted
+            assert loop.run_until_complete(asyncio.sleep(0, 7)) == 7
+            assert signal.set_wakeup_fd(-1) == -1, wanted
+            loop.close()
+            wanted += 1
+            if not interrupted:
+                break
+        print("interrupted", wanted > 10)
+        """,
+        flags=["-W", "ignore"],
+    )
+    assert done.stdout.split() == ["interrupted", "True"]
+
+
 def test_an_uncaught_ctrl_c_ends_the_program_by_the_signal(start_child):
     child = start_child(
         "async def main():\n    print('ready', flush=True)\n    await asyncio.sleep(100)\nrun_main(main())"

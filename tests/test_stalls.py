@@ -124,6 +124,25 @@ def test_debug_mode_may_be_switched_while_the_loop_runs(make, reports):
     loop.run_until_complete(main())
 
 
+def test_what_cannot_describe_itself_is_reported_all_the_same(make, reports):
+    class Shy:
+        def __repr__(self):
+            raise ZeroDivisionError
+
+        def __call__(self):
+            assert reports.seen.wait(LIMIT)
+
+    loop = make()
+    loop.slow_callback_duration = STALL
+    loop.set_debug(True)
+    loop.call_soon(Shy())
+    loop.call_soon(loop.stop)
+    # asyncio's own report of the slow callback, after it, can't describe it either.
+    with pytest.raises(ZeroDivisionError):
+        loop.run_forever()
+    assert "a callback has been running" in reports.texts[0]
+
+
 def test_waiting_and_short_callbacks_are_no_stalls(make, reports):
     loop = make(stall_report=STALL)
 

@@ -12,6 +12,7 @@ import hashlib
 import re
 import socket
 import sys
+import time
 import warnings
 import weakref
 
@@ -1501,6 +1502,53 @@ def test_queued_data_for_a_peer_that_resets_is_given_up(run, connect, exceptions
         assert is_connection_error(protocol.lost_with)
         assert transport.get_write_buffer_size() == 0
         assert not exceptions
+
+    run(main())
+
+
+@pytest.mark.parametrize("stalled", [False, True])
+@pytest.mark.parametrize("end", [reset, socket.socket.close], ids=["reset", "close"])
+@both_protocols
+def test_the_answer_of_a_peer_that_takes_no_more_is_delivered(run, connect, exceptions, factory, end, stalled):
+    """As that of a server which refuses an upload: it answers, and closes with what it hasn't read."""
+
+    async def main():
+        transport, protocol, peer = await connect("tcp", factory)
+        transport.write(b"u" * (8 << 20))
+        await turns()
+        peer.send(b"413 too large")
+        end(peer)
+        if stalled:
+            time.sleep(0.05)  # the netpoller takes over
+        await until(lambda: protocol.lost)
+        assert protocol.data == b"413 too large"
+        assert is_connection_error(protocol.lost_with)
+        assert not exceptions
+
+    run(main())
+
+
+def test_all_that_was_read_ahead_is_delivered_before_the_error_of_a_write(run, connect, exceptions):
+    class Slow(BufferedRecorder):
+        """Takes little at a time."""
+
+        def __init__(self):
+            super().__init__(size=1000)
+
+    async def main():
+        transport, protocol, peer = await connect("tcp", Slow)
+        transport.write(b"u" * (8 << 20))
+        await turns()
+        await send_all(peer, pattern(50_000))
+        await turns()
+        peer.close()
+        time.sleep(0.05)
+        await until(lambda: protocol.lost)
+        assert is_connection_error(protocol.lost_with)
+        if protocol.data != pattern(50_000):
+            # What the kernel had still, the error has cut off, as with asyncio.
+            assert len(protocol.data) >= 1000
+            assert protocol.data == pattern(50_000)[: len(protocol.data)]
 
     run(main())
 

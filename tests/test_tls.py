@@ -409,6 +409,62 @@ def test_rubbish_in_the_stream_is_a_fatal_error(run, loop, tcp_pair, server_cont
     run(main())
 
 
+class Blunt(Recorder):
+    """Writes, and then?"""
+
+    def __init__(self, then):
+        super().__init__()
+        self.then = then
+
+    def data_received(self, data):
+        super().data_received(data)
+        if len(self.data) == len(data):
+            self.transport.write(b"last words")
+            self.then(self.transport)
+
+
+def fails(transport):
+    raise ZeroDivisionError
+
+
+def uploads(transport):
+    """The peer goes on sending, which nobody reads: the end of the connection is an error for OpenSSL."""
+    transport.pause_reading()
+    asyncio.get_running_loop().call_later(0.02, transport.write, b"and more")
+    asyncio.get_running_loop().call_later(0.02, transport.close)
+
+
+@pytest.mark.parametrize(
+    "then", [lambda transport: transport.abort(), fails, uploads], ids=["abort", "fails", "uploads"]
+)
+def test_what_is_written_before_an_end_by_force_has_been_sent(
+    run, loop, server_context, client_context, exceptions, then
+):
+    async def main():
+        listening = await loop.create_server(lambda: Blunt(then), "127.0.0.1", 0, ssl=server_context)
+
+        def peer():
+            with (
+                socket.create_connection(listening.sockets[0].getsockname(), timeout=10) as sock,
+                client_context.wrap_socket(sock, server_hostname="localhost") as secure,
+            ):
+                secure.sendall(b"!")
+                received = secure.recv(100)
+                if then is uploads:
+                    secure.sendall(b"u" * 50_000)
+                    received += secure.recv(100)
+                return received
+
+        for _ in range(6):
+            await asyncio.sleep(0)
+            expected = b"last wordsand more" if then is uploads else b"last words"
+            assert await loop.run_in_executor(None, peer) == expected
+        listening.close()
+        exceptions.clear()
+
+    run(main())
+
+
 # --- sendfile ---------------------------------------------------------------------------------------------------------
 
 

@@ -708,6 +708,29 @@ cdef class HandoffLoop(SockLoop):
             raise pending
         return 0
 
+    def _run_prepared(self):
+        """The run, with what comes before and after it.
+
+        Compiled: Ctrl-C comes inside one of the steps, never between two, and a loop that is over doesn't say it runs.
+        """
+        try:
+            self._run_forever_setup()
+            self._run()
+        finally:
+            self._stopping = False
+            self.thread_id = 0
+            try:
+                self._leave_run()
+            finally:
+                self.thread_id = 0
+                _events._set_running_loop(None)
+                try:
+                    self._run_forever_cleanup()
+                except KeyboardInterrupt:
+                    # What it has left.
+                    self._run_forever_cleanup()
+                    raise
+
     def _run(self):
         """Turns until stop()."""
         if self.worker_run:
@@ -727,7 +750,6 @@ cdef class HandoffLoop(SockLoop):
         if body is not None:
             # KeyboardInterrupt has gone through, past its end.
             self.abandon(body, False)
-            self.thread_id = 0
         self.release_held()
         self.admit_all()
         with cython.critical_section(self):
@@ -812,6 +834,13 @@ cdef class HandoffLoop(SockLoop):
             raise exc
         return value
 
+    def _process_self_data(self, data):
+        """Signals have come. M0, which is to see to them, sleeps on if they reached another thread, or came as it lay down."""
+        super()._process_self_data(data)
+        cdef Seat seat = self.m0_seat
+        if seat is not None:
+            np_seat_call(seat.seat)
+
     def _progress(self):
         """(thread, number): who runs callbacks, and what each of them moves; None while the loop waits or doesn't run."""
         if self.state != HELD or self.waiting:
@@ -846,7 +875,8 @@ cdef class HandoffLoop(SockLoop):
         """Ends the spares that watch; those in a body end when it does."""
         np_offers_quit(self.offers.offers)
         for thread in self.threads:
-            if thread.ident not in inside and thread.ident != PyThread_get_thread_ident():
+            # While the interpreter is finalized they can't end any more.
+            if thread.ident not in inside and thread.ident != PyThread_get_thread_ident() and not sys.is_finalizing():
                 thread.join()
         self.threads = []
         return 0
@@ -865,6 +895,11 @@ cdef class HandoffLoop(SockLoop):
         Scheduler._after_fork_parent(self)
         if self.state != NONE and self.state != GONE:
             self._watch_for_stalls()
+
+    def _at_exit(self):
+        Scheduler._at_exit(self)
+        if self.idle and self.state == NONE:
+            self.dismiss_idle()
 
     cdef int dismiss_idle(self) except -1:
         cdef Offers former = self.offers

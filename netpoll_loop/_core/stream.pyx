@@ -354,10 +354,9 @@ cdef class StreamTransport(SocketTransport):
     cdef int serve(self, uint32_t bits) except -1:
         cdef object context
         cdef bint send_failed = np_send_error(self.desc) != 0
-        if send_failed and bits & NP_ERR:
-            # Of a write that came before whatever there is to read.
-            bits = NP_W | NP_ERR
-        if bits & (NP_R | NP_HUP | NP_ERR) and not send_failed and self.reads():
+        if send_failed:
+            bits |= NP_W | NP_ERR
+        if bits & (NP_R | NP_HUP | NP_ERR) and self.reads():
             context = self.context
             if not self.enter(context, bits):
                 return 0
@@ -370,6 +369,9 @@ cdef class StreamTransport(SocketTransport):
                     self.read()
             finally:
                 PyContext_Exit(context)
+            if send_failed and self.desc is not NULL and self.reads() and np_more(self.desc):
+                # What the peer sent before it reset the connection comes first.
+                return self.on_ready(NP_W | NP_ERR)
         if bits & NP_W and self.loop is not None:
             if self.sendfile_writer is not None:
                 handle = self.sendfile_writer
@@ -427,6 +429,9 @@ cdef class StreamTransport(SocketTransport):
         return self.nothing_read(count)
 
     cdef int nothing_read(self, ssize_t count) except -1:
+        if np_send_error(self.desc):
+            # serve() tells of that: the end of what can be read comes from it.
+            return 0
         if count == 0:
             return self.received_eof()
         if count != -EAGAIN:
@@ -907,6 +912,15 @@ cdef class StreamTransport(SocketTransport):
         if not self.unsent():
             self._conn_lost += 1
             self.loop.call_soon(self._call_connection_lost, None, context=self.context)
+
+    def _force_close(self, exc):
+        cdef ssize_t left = 0
+        if not self._conn_lost and not self.writing and self.buffered_bytes() and self.fd >= 0:
+            # It waits for the end of the turn only: asyncio would have sent it.
+            left = np_flush(self.loop.engine, self.desc)
+            if left < 0 and exc is None:
+                exc = os_error(left)
+        SocketTransport._force_close(self, exc)
 
     cdef int discard(self) except -1:
         if self.desc is not NULL:

@@ -245,6 +245,9 @@ static int after_attempt(struct np_engine *e, struct np_desc *d, struct np_count
         d->tell_full = 0;
         return 0;
     }
+    if (n == -EPIPE && np_get(&d->in_end) < 0) {
+        n = np_get(&d->in_end); /* why the connection is broken: the receive got that, and only one call does */
+    }
     np_set(&d->send_err, (int)-n);
     np_finish_all(e, d);
     *report |= NP_W | NP_ERR;
