@@ -6,6 +6,7 @@ client. uvloop issue 61 is its relative: a descriptor left in epoll makes the lo
 
 import asyncio
 import contextlib
+import errno
 import gc
 import os
 import random
@@ -14,7 +15,10 @@ import threading
 import time
 
 import pytest
+from conftest import SWITCHING
 from peers import Recorder, fill, pattern, put_away, read, read_exactly, read_to_end, reset, send_all, turns, until
+
+import netpoll_loop
 
 HEADER = 4
 
@@ -334,6 +338,222 @@ def test_a_duplicate_that_stays_alive_brings_no_events_to_the_next_descriptor(ru
             os.close(duplicate)
             peer.close()
             new_peer.close()
+
+    run(main())
+
+
+# --- closed without being removed -------------------------------------------------------------------------------------
+
+
+def take_away(number, socket_pair):
+    """Closes the number without the loop's knowledge; it is the file of somebody else then, whose peer is returned."""
+    taken, peer = socket_pair()
+    os.dup2(taken.fileno(), number)
+    return peer
+
+
+async def expect_untouched(loop, number, peer, calls):
+    before = len(calls)
+    peer.send(b"not for the loop")
+    await turns()
+    assert len(calls) == before
+    assert os.read(number, 100) == b"not for the loop"
+
+
+def wait_in_a_callback(loop, condition, limit=10):
+    """The callback that runs doesn't end before the condition holds: the loop is stalled meanwhile."""
+    deadline = time.monotonic() + limit
+    while not condition(netpoll_loop.stats(loop)):
+        assert time.monotonic() < deadline, netpoll_loop.stats(loop)
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("stalled", [False, True])
+@pytest.mark.parametrize("direction", ["reader", "writer"])
+def test_a_callback_that_closes_its_number_is_not_called_for_the_next_file(
+    run, loop, socket_pair, mode, direction, stalled
+):
+    """The callback has run: whoever had muted the descriptor arms it again."""
+
+    async def main():
+        transport, _ = await loop.create_connection(Recorder, sock=socket_pair()[0])  # auto starts its thread
+        sock, peer = socket_pair()
+        number = sock.fileno()
+        calls, peers = [], []
+
+        def on_ready():
+            calls.append(direction)
+            if not peers:
+                peers.append(take_away(number, socket_pair))
+
+        if direction == "writer":
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sock.send(bytes(65536))
+        getattr(loop, f"add_{direction}")(number, on_ready)
+        await turns(1)
+        assert calls == []
+        takes_over = stalled and mode in ("auto", SWITCHING)
+        if takes_over:
+            stalls, handoffs = netpoll_loop.stats(loop).stalls, netpoll_loop.stats(loop).handoffs
+            wait_in_a_callback(loop, lambda seen: seen.stalls > stalls)
+        if direction == "writer":
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    peer.recv(1 << 20)
+        else:
+            peer.send(b"x")
+        if takes_over:
+            wait_in_a_callback(loop, lambda seen: seen.handoffs > handoffs)
+        await until(lambda: peers)
+        await expect_untouched(loop, number, peers[0], calls)
+        assert calls == [direction]
+        assert getattr(loop, f"remove_{direction}")(number) is True
+        transport.abort()
+
+    run(main())
+
+
+def fork_once():
+    """What runs beside the loop is stopped and started again."""
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+async def force_a_rebuild(loop, socket_pair, owned):
+    """Events of a registration that nobody can remove, until the engine makes a new epoll instance."""
+    sock, peer = socket_pair()
+    number = sock.detach()
+    owned(os.dup(number))
+    loop.add_reader(number, print)
+    os.close(number)
+    loop.remove_reader(number)
+    peer.send(b"never read")
+    await turns(100)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize("all_anew", ["fork", "rebuild"])
+def test_a_number_that_was_closed_but_not_removed_is_not_registered_with_all_the_others(
+    run, loop, socket_pair, owned, all_anew
+):
+    async def main():
+        sock, _ = socket_pair()
+        number = sock.fileno()
+        calls = []
+        loop.add_reader(number, calls.append, "former")
+        await turns(1)
+        peer = take_away(number, socket_pair)
+        if all_anew == "fork":
+            fork_once()
+        else:
+            await force_a_rebuild(loop, socket_pair, owned)
+        await expect_untouched(loop, number, peer, calls)
+        assert loop.remove_reader(number) is True
+
+    run(main())
+
+
+@pytest.mark.not_on_oracle("stock raises FileNotFoundError, or OSError for a closed number, and forgets the number")
+@pytest.mark.parametrize("reused", [True, False])
+@pytest.mark.parametrize("removed", ["reader", "writer"])
+def test_removing_one_callback_of_a_closed_number_forgets_the_other_one(run, loop, socket_pair, removed, reused):
+    """Nobody can want the other one back, and a clean-up that removes both should get through."""
+    other = {"reader": "writer", "writer": "reader"}[removed]
+
+    async def main():
+        sock, _ = socket_pair()
+        number = sock.detach()
+        calls = []
+        loop.add_reader(number, calls.append, "reader")
+        loop.add_writer(number, calls.append, "writer")
+        await turns(1)
+        if reused:
+            take_away(number, socket_pair).send(b"not for the loop")
+        else:
+            os.close(number)
+        calls.clear()
+        assert getattr(loop, f"remove_{removed}")(number) is True
+        await turns()
+        assert calls == []
+        assert getattr(loop, f"remove_{other}")(number) is False
+        if reused:
+            getattr(loop, f"add_{other}")(number, calls.append, "new")
+            await until(lambda: calls)
+            assert set(calls) == {"new"}
+            assert getattr(loop, f"remove_{other}")(number) is True
+            os.close(number)
+
+    run(main())
+
+
+@pytest.mark.not_on_oracle("stock raises FileNotFoundError, and forgets the number")
+@pytest.mark.parametrize("added", ["reader", "writer"])
+@pytest.mark.parametrize("by", ["number", "socket"])
+def test_adding_a_callback_for_a_reused_number_does_not_bring_the_former_one_back(run, loop, socket_pair, added, by):
+    former = {"reader": "writer", "writer": "reader"}[added]
+
+    async def main():
+        sock, _ = socket_pair()
+        number = sock.fileno()
+        calls = []
+        getattr(loop, f"add_{former}")(number, calls.append, "former")
+        await turns(1)
+        take_away(number, socket_pair).send(b"for the new one")
+        calls.clear()
+        getattr(loop, f"add_{added}")(number if by == "number" else sock, calls.append, "new")
+        await until(lambda: calls)
+        await turns()
+        assert set(calls) == {"new"}
+        assert getattr(loop, f"remove_{former}")(number) is False
+        assert getattr(loop, f"remove_{added}")(number) is True
+
+    run(main())
+
+
+@pytest.mark.not_on_oracle("stock raises FileNotFoundError, or lets them wait for ever")
+@pytest.mark.parametrize("then", ["add", "remove"])
+def test_who_waits_for_a_socket_whose_number_is_reused_fails_when_the_number_is_used(run, loop, socket_pair, then):
+    async def main():
+        sock, _ = socket_pair()
+        number = sock.fileno()
+        calls = []
+        if then == "remove":
+            loop.add_writer(number, calls.append, "former")
+        waiting = asyncio.ensure_future(loop.sock_recv(sock, 100))
+        await turns(1)
+        take_away(number, socket_pair).send(b"for the new one")
+        if then == "remove":
+            assert loop.remove_writer(number) is True
+        else:
+            loop.add_reader(number, calls.append, "new")
+            await until(lambda: calls)
+            assert loop.remove_reader(number) is True
+        with pytest.raises(OSError) as caught:
+            await waiting
+        assert caught.value.errno == errno.EBADF
+        assert os.read(number, 100) == b"for the new one"
+
+    run(main())
+
+
+@pytest.mark.not_on_oracle("stock raises FileNotFoundError")
+def test_a_socket_whose_number_has_a_former_reader_is_waited_for(run, loop, socket_pair):
+    async def main():
+        former, _ = socket_pair()
+        number = former.detach()
+        calls = []
+        loop.add_reader(number, calls.append, "former")
+        await turns(1)
+        peer = take_away(number, socket_pair)
+        with socket.socket(fileno=number) as sock:
+            waiting = asyncio.ensure_future(loop.sock_recv(sock, 100))
+            await turns(1)
+            peer.send(b"for the new one")
+            assert await waiting == b"for the new one"
+        assert calls == []
 
     run(main())
 

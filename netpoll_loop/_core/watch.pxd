@@ -26,7 +26,10 @@ cdef class FdWatch(Descriptor):
     # Directions whose waiters are to be woken when it runs.
     cdef uint32_t pending_bits
 
+    cdef int arm(self) except 1
     cdef int update(self) except -1
+    cdef int give_up(self) except -1
+    cdef Handle swap(self, bint writes, Handle handle)
     cdef int push_handle(self, Handle handle) except -1
     cdef int wake(self, list waiters) except -1
     cdef int pin(self, object sock) except -1
@@ -37,3 +40,5 @@ cdef class WatchLoop(Scheduler):
     cdef FdWatch watch_of(self, int fd, object owner)
     cdef FdWatch find_watch(self, int fd)
     cdef FdWatch watched(self, object fileobj)
+    cdef int add_callback(self, int fd, object owner, bint writes, Handle handle) except -1
+    cdef object remove_callback(self, object fd, bint writes)

@@ -8,6 +8,7 @@ socket object lives.
 """
 
 from cpython.object cimport PyObject
+from libc.errno cimport ENOENT
 from libc.stdint cimport uint32_t
 
 from netpoll_loop._core.engine cimport NP_ERR, NP_HUP, NP_LEVEL, NP_R, NP_W, NP_WAIT, np_arm, np_is_same
@@ -60,16 +61,23 @@ cdef class FdWatch(Descriptor):
         self.read_waiters = []
         self.write_waiters = []
 
-    cdef int update(self) except -1:
-        """Registers what is wanted now."""
+    cdef int arm(self) except 1:
+        """Registers what is wanted now.
+
+        -errno if that fails: -ENOENT if the number was closed without being removed, and is another file's by now.
+        """
         cdef unsigned interest = 0
-        cdef int error
+        cdef np_kind kind = NP_LEVEL if self.reader is not None or self.writer is not None else NP_WAIT
+        cdef bint waited = len(self.read_waiters) > 0 or len(self.write_waiters) > 0
         self.loop.quiet = 0
-        if self.reader is None and self.writer is None:
+        if waited and self.desc is not NULL and kind != self.kind and not np_is_same(self.loop.engine, self.desc):
+            # Opened anew the number would be any file; the coroutines wait for theirs.
+            return -ENOENT
+        if kind == NP_WAIT:
             if self.kind == NP_LEVEL and self.desc is not NULL:
                 # The last callback has gone: out of epoll at once (uvloop issue 61).
                 self.loop.close_descriptor(self)
-            if self.desc is NULL and (self.read_waiters or self.write_waiters):
+            if self.desc is NULL and waited:
                 self.kind = NP_WAIT
                 self.drained = False
                 self.loop.open_descriptor(self, self.fd, NP_WAIT)
@@ -81,11 +89,30 @@ cdef class FdWatch(Descriptor):
         if self.desc is NULL or self.kind != NP_LEVEL:
             self.kind = NP_LEVEL
             self.loop.open_descriptor(self, self.fd, NP_LEVEL)
-        error = np_arm(self.loop.engine, self.desc, interest)
-        if error < 0:
-            self.loop.close_descriptor(self)
-            raise OSError(-error, os.strerror(-error))
+        return np_arm(self.loop.engine, self.desc, interest)
+
+    cdef int update(self) except -1:
+        """Somebody waits no more. The others neither, if it turns out that the number was closed."""
+        if self.arm() < 0:
+            self.give_up()
         return 0
+
+    cdef int give_up(self) except -1:
+        """Closed without being removed: what was wanted of it isn't wanted of the number's next file."""
+        self.loop.close_descriptor(self)
+        self.on_evicted(False)
+        return 0
+
+    cdef Handle swap(self, bint writes, Handle handle):
+        """Sets the callback of one direction; returns the former one."""
+        cdef Handle former
+        if writes:
+            former = self.writer
+            self.writer = handle
+        else:
+            former = self.reader
+            self.reader = handle
+        return former
 
     cdef int push_handle(self, Handle handle) except -1:
         self.loop.ring_push(handle)
@@ -201,17 +228,14 @@ cdef class WatchLoop(Scheduler):
         """The watch of this fd for this socket object (or bare fd), made if there is none."""
         cdef FdWatch watch = self.find_watch(fd)
         cdef object reference = reference_to(owner)
-        if watch is not None and reference is not None and watch.owner is not None:
-            if watch.owner() is owner:
-                pass
-            elif np_is_same(self.engine, watch.desc):
+        if watch is not None and not isinstance(owner, int) and (watch.owner is None or watch.owner() is not owner):
+            if not np_is_same(self.engine, watch.desc):
+                # Closed without being removed, and its number reused: afresh.
+                watch.give_up()
+                watch = None
+            elif reference is not None:
                 # Another object for the same file.
                 watch.owner = reference
-            else:
-                # Closed without being removed, and its number reused: afresh.
-                self.close_descriptor(watch)
-                watch.on_evicted(False)
-                watch = None
         if watch is None:
             other = self.find_descriptor(fd)
             if other is not None:
@@ -238,35 +262,52 @@ cdef class WatchLoop(Scheduler):
             raise
         return None if fd > INT_MAX else self.find_watch(fd)
 
+    cdef int add_callback(self, int fd, object owner, bint writes, Handle handle) except -1:
+        """Calls the handle from here on. Who names a number means the file that it is now."""
+        cdef FdWatch watch = self.watch_of(fd, owner)
+        cdef Handle former = watch.swap(writes, handle)
+        cdef int error
+        try:
+            error = watch.arm()
+            if error == -ENOENT:
+                # Closed without being removed, and its number reused: afresh.
+                watch.swap(writes, former)
+                watch.give_up()
+                watch = self.watch_of(fd, owner)
+                watch.swap(writes, handle)
+                error = watch.arm()
+            if error < 0:
+                raise OSError(-error, os.strerror(-error))
+        except BaseException:
+            watch.swap(writes, None)
+            watch.give_up()
+            raise
+        if former is not None:
+            former.cancel()
+        return 0
+
+    cdef object remove_callback(self, object fd, bint writes):
+        """Whether there was something to be removed."""
+        cdef FdWatch watch = self.watched(fd)
+        cdef Handle former = None if watch is None else watch.swap(writes, None)
+        if former is None:
+            return False
+        watch.update()
+        former.cancel()
+        return True
+
     def _add_reader(self, fd, callback, *args):
         self._check_closed()
         cdef Handle handle = new_handle(self, <PyObject *>callback, tuple_items(args, 0), len(args), NULL)
         # It waits here, not in a queue of the loop.
         settle(handle)
-        cdef FdWatch watch = self.watch_of(c_int(fileno_of(fd)), fd)
-        cdef Handle former = watch.reader
-        watch.reader = handle
-        try:
-            watch.update()
-        except BaseException:
-            watch.reader = None
-            raise
-        if former is not None:
-            former.cancel()
+        self.add_callback(c_int(fileno_of(fd)), fd, False, handle)
         return handle
 
     def _remove_reader(self, fd):
         if self._closed:
             return False
-        cdef FdWatch watch = self.watched(fd)
-        cdef Handle former
-        if watch is None or watch.reader is None:
-            return False
-        former = watch.reader
-        watch.reader = None
-        watch.update()
-        former.cancel()
-        return True
+        return self.remove_callback(fd, False)
 
     def _add_writer(self, fd, callback, *args):
         self._check_closed()
@@ -278,16 +319,7 @@ cdef class WatchLoop(Scheduler):
             # loop.sock_sendfile sends past a transport that it has made quiet.
             (<StreamTransport>transport).watch_writable(handle)
             return handle
-        cdef FdWatch watch = self.watch_of(number, fd)
-        cdef Handle former = watch.writer
-        watch.writer = handle
-        try:
-            watch.update()
-        except BaseException:
-            watch.writer = None
-            raise
-        if former is not None:
-            former.cancel()
+        self.add_callback(number, fd, True, handle)
         return handle
 
     def _remove_writer(self, fd):
@@ -297,15 +329,7 @@ cdef class WatchLoop(Scheduler):
             transport = self.find_descriptor(fd)
             if isinstance(transport, StreamTransport):
                 return (<StreamTransport>transport).unwatch_writable()
-        cdef FdWatch watch = self.watched(fd)
-        cdef Handle former
-        if watch is None or watch.writer is None:
-            return False
-        former = watch.writer
-        watch.writer = None
-        watch.update()
-        former.cancel()
-        return True
+        return self.remove_callback(fd, True)
 
     # What asyncio's own code looks up: loop._selector and loop._transports.
 

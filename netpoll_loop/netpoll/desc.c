@@ -12,6 +12,11 @@
  * normal (the netpoller has it in hand while the worker closes); the same one
  * in NP_STALE_WAITS waits in a row is that trap, and the only way out is a new
  * epoll instance.
+ *
+ * Why enter and np_refresh.  The number that was closed behind our back may be
+ * the file of somebody who has never heard of us.  So only a caller who names a
+ * number enters it, by np_open, or by the first np_arm after it.  Whatever we do
+ * by ourselves later on is a change of what is there, and ENOENT ends it.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -37,20 +42,18 @@ static unsigned mask_of(const struct np_engine *e, struct np_desc *d) {
     return d->interest;
 }
 
-int np_register(struct np_engine *e, struct np_desc *d) {
-    unsigned mask = mask_of(e, d);
-    int rc;
-    if (d->registered) {
-        rc = np_os_change(&e->os, d->fd, mask, np_data(d));
-        if (rc == -ENOENT) { /* closed behind our back, the number is another file now */
-            rc = np_os_add(&e->os, d->fd, mask, np_data(d));
-        }
-    } else {
-        rc = np_os_add(&e->os, d->fd, mask, np_data(d));
-        if (rc == -EEXIST) {
-            rc = np_os_change(&e->os, d->fd, mask, np_data(d));
-        }
+/* The caller has just named the number: whatever file it is. */
+static int enter(struct np_engine *e, struct np_desc *d) {
+    int rc = np_os_add(&e->os, d->fd, mask_of(e, d), np_data(d));
+    if (rc == -EEXIST) { /* closed behind our back, kept alive by a dup, and the number's file again */
+        rc = np_os_change(&e->os, d->fd, mask_of(e, d), np_data(d));
     }
+    d->registered = rc == 0;
+    return rc;
+}
+
+int np_refresh(struct np_engine *e, struct np_desc *d) {
+    int rc = d->registered ? np_os_change(&e->os, d->fd, mask_of(e, d), np_data(d)) : -ENOENT;
     d->registered = rc == 0;
     return rc;
 }
@@ -62,14 +65,14 @@ void np_unregister(struct np_engine *e, struct np_desc *d) {
     }
 }
 
-void np_register_all(struct np_engine *e) {
+void np_refresh_all(struct np_engine *e) {
     np_ctl_lock(e);
     NP_EACH(e, d) {
         if (d->registered) {
             np_lock(e, d);
             d->in_stopped = 0;
             np_unlock(e, d);
-            (void)np_register(e, d);
+            (void)np_refresh(e, d);
         }
     }
     np_ctl_unlock(e);
@@ -77,10 +80,13 @@ void np_register_all(struct np_engine *e) {
 
 void np_rebuild(struct np_engine *e) {
     np_ctl_lock(e);
+    NP_EACH(e, d) {
+        (void)np_refresh(e, d); /* a new instance would take any file, and only the old one knows which are ours */
+    }
     if (np_os_reset(&e->os) == 0) {
         NP_EACH(e, d) {
             if (d->registered) {
-                d->registered = np_os_add(&e->os, d->fd, mask_of(e, d), np_data(d)) == 0;
+                (void)enter(e, d);
             }
         }
     }
@@ -117,7 +123,11 @@ unsigned np_disarm(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigne
         np_set(&d->disarmed, 1);
     } else if (mute && !np_get(&d->disarmed)) {
         np_set(&d->disarmed, 1);
-        (void)np_register(e, d);
+        (void)np_refresh(e, d);
+    }
+    if (!d->registered) { /* of a file that was closed behind our back, and lives on by a dup */
+        np_stale(e, np_data(d));
+        return 0;
     }
     return bits & (d->interest | NP_HUP | NP_ERR);
 }
@@ -178,7 +188,7 @@ static int open_at(struct np_engine *e, int fd, np_kind kind, void *user, struct
     d->user = user;
     d->ring = ring;
     np_unlock(e, d);
-    int rc = is_armed(kind) ? 0 : np_register(e, d);
+    int rc = is_armed(kind) ? 0 : enter(e, d);
     if (rc < 0) {
         np_lock(e, d);
         d->tag++;
@@ -203,7 +213,7 @@ int np_is_same(np_engine *e, np_desc *d) {
         return 0;
     }
     np_ctl_lock(e);
-    int same = d->registered && np_os_change(&e->os, d->fd, mask_of(e, d), np_data(d)) == 0;
+    int same = np_refresh(e, d) == 0;
     np_ctl_unlock(e);
     return same;
 }
@@ -280,7 +290,7 @@ int np_arm(np_engine *e, np_desc *d, unsigned interest) {
     if (interest & ~(NP_R | NP_W)) {
         return -EINVAL;
     }
-    int rc = 0;
+    int rc = 0, armed = d->interest != 0;
     np_ctl_lock(e);
     np_lock(e, d);
     d->interest = (uint8_t)interest;
@@ -288,7 +298,7 @@ int np_arm(np_engine *e, np_desc *d, unsigned interest) {
     np_unlock(e, d);
     np_set(&d->disarmed, 0);
     if (interest) {
-        rc = np_register(e, d); /* always, to notice that the number was reused */
+        rc = armed ? np_refresh(e, d) : enter(e, d);
     } else {
         np_unregister(e, d); /* at once: a mask of 0 would still report hang-ups */
     }
@@ -319,7 +329,7 @@ int np_arm_again(struct np_engine *e, struct np_desc *d) {
     }
     np_ctl_lock(e);
     np_set(&d->disarmed, 0);
-    int rc = d->kind && d->interest ? np_register(e, d) : 0;
+    int rc = d->kind && d->interest ? np_refresh(e, d) : 0;
     np_ctl_unlock(e);
     return rc;
 }

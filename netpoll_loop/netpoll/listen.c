@@ -104,7 +104,7 @@ static void mute(struct np_engine *e, struct np_desc *d, uint32_t tag) {
         np_unlock(e, d);
         if (again) {
             np_set(&d->disarmed, 0);
-            (void)np_register(e, d);
+            (void)np_refresh(e, d);
         }
     }
     np_ctl_unlock(e);

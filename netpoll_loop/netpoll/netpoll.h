@@ -168,10 +168,11 @@ int np_short_is_all(const np_desc *d);
 /* Whether the number is still the file that it was registered with: it may have been closed behind our back, and reused. */
 int np_is_same(np_engine *e, np_desc *d);
 
-/* NP_LISTEN, NP_LEVEL: report these directions (0: none).  While the
- * netpoller polls for the worker, a reported event disarms the descriptor;
- * np_rearm after the callback has run arms it again (and does nothing while the
- * worker polls).
+/* NP_LISTEN, NP_LEVEL: report these directions (0: none).  -ENOENT: while it was
+ * armed, its number was closed, and is another file's now; that one is not
+ * registered, unless np_open names it.  While the netpoller polls for the worker, a
+ * reported event disarms the descriptor; np_rearm after the callback has run arms
+ * it again (and does nothing while the worker polls).
  * After np_arm(.., 0) returns, the netpoller accepts no more. */
 int np_arm(np_engine *e, np_desc *d, unsigned interest);
 int np_rearm(np_engine *e, np_desc *d);

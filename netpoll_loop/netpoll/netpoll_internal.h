@@ -181,7 +181,8 @@ enum { NP_AWAKE, NP_ASLEEP_IN_OS, NP_ASLEEP_ON_TICK };
  *
  * Its registration, under ctl:
  *
- *   out (registered 0)        not in the OS facility: closed, or np_arm(0)
+ *   out (registered 0)        not in the OS facility: closed, or np_arm(0); or lost: closed behind our back,
+ *                             which np_refresh has found out.  Then nothing but np_open registers it
  *   armed                     reports its mask.  np_arm: tag + 1, so that nothing of before is reported
  *   disarmed                  LISTEN, LEVEL: in the facility, mute.  By whoever reported an event
  *                             for the netpoller's account -> armed by np_rearm, np_arm (worker)
@@ -547,12 +548,13 @@ struct np_desc *np_slot(struct np_engine *e, int fd);
 
 /* ---- desc.c: registrations --------------------------------------------------- */
 
-/* Puts the descriptor's present mask into the OS facility.  Under ctl. */
-int np_register(struct np_engine *e, struct np_desc *d);
+/* Tells the OS facility the descriptor's present mask, if it is there.  -ENOENT,
+ * -EBADF: it is not, or its number is another file's by now, or closed.  Under ctl. */
+int np_refresh(struct np_engine *e, struct np_desc *d);
 void np_unregister(struct np_engine *e, struct np_desc *d);
-/* Registers all again, so that the facility reports their present state: when
- * the one who reads changes, what the other one knew of edges is void. */
-void np_register_all(struct np_engine *e);
+/* Refreshes all, so that the facility reports their present state: when the one
+ * who reads changes, what the other one knew of edges is void. */
+void np_refresh_all(struct np_engine *e);
 /* Replaces the facility.  Holder of the token. */
 void np_rebuild(struct np_engine *e);
 /* An event with an old tag; and after each wait: rebuilds when it does not end.
@@ -565,7 +567,7 @@ int np_wait(struct np_engine *e, struct np_counters *by, int64_t timeout_ns, str
             int *kicked);
 /* A LISTEN or LEVEL descriptor was reported: mutes it if `mute`, or takes note
  * that the OS facility did (ONCE).  The bits that are of interest; 0 if none
- * is, or the tag is old.  Under ctl. */
+ * is, the tag is old, or the file is lost.  Under ctl, with the token. */
 unsigned np_disarm(struct np_engine *e, struct np_desc *d, uint32_t tag, unsigned bits, int mute);
 /* np_rearm without its look at the ring. */
 int np_arm_again(struct np_engine *e, struct np_desc *d);

@@ -494,7 +494,7 @@ static void run_dedicated(struct np_engine *e) {
         np_os_kick(&e->os);
         np_nap(200000);
     }
-    np_register_all(e); /* edges that the worker has seen, and left, are reported anew */
+    np_refresh_all(e); /* edges that the worker has seen, and left, are reported anew */
     while (!stopped(e)) {
         serve_submitted(e);
         if (may_feed(e)) {
@@ -512,7 +512,7 @@ static void run_dedicated(struct np_engine *e) {
     }
     stop_serving(e);
     hand_back_hot(e);
-    np_register_all(e); /* and edges that we have seen are reported to the worker */
+    np_refresh_all(e); /* and edges that we have seen are reported to the worker */
     give_token(e);
 }
 

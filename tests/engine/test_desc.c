@@ -371,24 +371,112 @@ TEST(a_stale_registration_reports_nothing_for_the_numbers_next_owner, 30) {
     }
 }
 
-TEST(arming_notices_that_the_number_was_reused, 20) {
-    EACH_CONFIG(c) {
-        np_engine *e = engine(c);
-        int a[2], b[2];
-        pair(a);
-        pair(b);
-        np_desc *d = np_open(e, a[0], NP_LEVEL, "L", NULL);
-        EQ(np_arm(e, d, NP_R), 0);
-        EQ(dup2(b[0], a[0]), a[0]); /* closes the old file behind our back */
-        EQ(np_arm(e, d, NP_R), 0);
-        EQ(write(b[1], "x", 1), 1);
-        CHECK(wait_bits(e, "L", NP_R, 2000) & NP_R);
-        np_close(e, d);
-        for (int i = 0; i < 2; i++) {
-            close(a[i]);
-            close(b[i]);
+/* The number is closed behind our back, and is the file of somebody who has not
+ * given it to us: readable, and the peer's end is returned. */
+static int take_away(int number) {
+    int other[2];
+    pair(other);
+    EQ(dup2(other[0], number), number);
+    close(other[0]);
+    EQ(write(other[1], "x", 1), 1);
+    return other[1];
+}
+
+static void expect_untouched(np_engine *e, int number) {
+    np_event ev[8];
+    char buf[4];
+    for (int i = 0; i < 10; i++) EQ(turn(e, ev, 8, 2), 0);
+    EQ(read(number, buf, sizeof buf), 1);
+}
+
+TEST(arming_a_number_that_was_reused_takes_the_new_file_only_once_it_is_opened, 20) {
+    for (int noticed = 0; noticed < 2; noticed++) { /* before */
+        EACH_CONFIG(c) {
+            np_engine *e = engine(c);
+            int a[2];
+            pair(a);
+            np_desc *d = np_open(e, a[0], NP_LEVEL, "L", NULL);
+            EQ(np_arm(e, d, NP_R), 0);
+            CHECK(np_is_same(e, d));
+            int other = take_away(a[0]);
+            if (noticed) CHECK(!np_is_same(e, d));
+            EQ(np_arm(e, d, NP_R | NP_W), -ENOENT);
+            CHECK(!np_is_same(e, d));
+            expect_untouched(e, a[0]);
+            d = np_open(e, a[0], NP_LEVEL, "new", NULL);
+            EQ(np_arm(e, d, NP_R), 0);
+            EQ(write(other, "x", 1), 1);
+            CHECK(wait_bits(e, "new", NP_R, 2000) & NP_R);
+            np_close(e, d);
+            close(a[0]);
+            close(a[1]);
+            close(other);
+            engine_end(e);
         }
-        engine_end(e);
+    }
+}
+
+static void rebuild(np_engine *e) {
+    int s[2];
+    np_event ev[8];
+    pair(s);
+    np_desc *d = np_open(e, s[0], NP_LEVEL, "stale", NULL);
+    EQ(np_arm(e, d, NP_R), 0);
+    int copy = dup(s[0]);
+    close(s[0]);
+    np_close(e, d);
+    EQ(write(s[1], "x", 1), 1);
+    for (int i = 0; i < 60; i++) {
+        EQ(np_poll(e, ev, 8), 0);
+        usleep(500); /* dedicated: the netpoller waits that often meanwhile */
+    }
+    np_stats before, after;
+    np_get_stats(e, &before);
+    EQ(turn(e, ev, 8, 20), 0);
+    np_get_stats(e, &after);
+    CHECK(after.polls - before.polls < 10); /* it is rebuilt */
+    close(copy);
+    close(s[1]);
+}
+
+TEST(a_number_that_was_closed_behind_our_back_is_not_registered_for_its_next_file, 60) {
+    enum { REARM, RESTART, REBUILD, HOWS };
+    for (int how = 0; how < HOWS; how++) {
+        for (int kind = NP_STREAM; kind <= NP_LEVEL; kind++) {
+            if (kind == NP_LISTEN || (how == REARM && kind != NP_LEVEL)) continue;
+            EACH_CONFIG(c) {
+                if (how == RESTART && !c->thread) continue;
+                np_engine *e = engine(c);
+                np_event ev[8];
+                char buf[4];
+                int a[2];
+                pair(a);
+                np_desc *d = np_open(e, a[0], (np_kind)kind, "old", NULL);
+                if (kind == NP_LEVEL) EQ(np_arm(e, d, NP_R), 0);
+                while (turn(e, ev, 8, 5)) { /* the first edge */
+                }
+                if (how == REARM) {
+                    EQ(write(a[1], "x", 1), 1);
+                    CHECK(wait_bits(e, "old", NP_R, 2000) & NP_R);
+                    EQ(read(a[0], buf, sizeof buf), 1);
+                }
+                int other = take_away(a[0]);
+                if (how == REARM) {
+                    (void)np_rearm(e, d); /* what it answers depends on whether the report had disarmed it */
+                } else if (how == RESTART) {
+                    np_thread_stop(e);
+                    EQ(np_thread_start(e), 0);
+                } else {
+                    rebuild(e);
+                }
+                expect_untouched(e, a[0]);
+                np_close(e, d);
+                close(a[0]);
+                close(a[1]);
+                close(other);
+                engine_end(e);
+            }
+        }
     }
 }
 

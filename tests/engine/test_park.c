@@ -640,6 +640,67 @@ static void *write_later(void *arg) {
     return NULL;
 }
 
+/* What the netpoller mutes, the worker arms again. */
+TEST(after_a_stall_a_number_that_was_closed_behind_our_back_is_not_registered_for_its_next_file, 30) {
+    np_engine *e = engine_of(NP_AUTO);
+    int a[2], other[2];
+    char buf[4];
+    np_event ev[8];
+    pair(a);
+    pair(other);
+    np_desc *d = np_open(e, a[0], NP_LEVEL, "level", NULL);
+    EQ(np_arm(e, d, NP_R), 0);
+    wait_for_stall(e, 1);
+    np_stats s, before;
+    np_get_stats(e, &before);
+    EQ(write(a[1], "x", 1), 1);
+    AWAIT(e, s, handoffs, before.handoffs + 1);
+    EQ(np_poll(e, ev, 8), 1);
+    EQ(dup2(other[0], a[0]), a[0]);
+    EQ(write(other[1], "x", 1), 1);
+    EQ(np_rearm(e, d), -ENOENT);
+    for (int i = 0; i < 10; i++) EQ(turn(e, ev, 8, 2), 0);
+    EQ(np_arm(e, d, NP_R), -ENOENT);
+    EQ(read(a[0], buf, sizeof buf), 1);
+    np_close(e, d);
+    for (int i = 0; i < 2; i++) {
+        close(a[i]);
+        close(other[i]);
+    }
+    engine_end(e);
+}
+
+/* A dup keeps the old file's registration alive, and no epoll_ctl mutes it. */
+TEST(a_lost_level_registration_does_not_spin_in_a_stall, 30) {
+    np_engine *e = engine_of(NP_AUTO);
+    int a[2], other[2];
+    np_event ev[8];
+    pair(a);
+    pair(other);
+    np_desc *d = np_open(e, a[0], NP_LEVEL, "level", NULL);
+    EQ(np_arm(e, d, NP_R), 0);
+    wait_for_stall(e, 1);
+    int copy = dup(a[0]);
+    EQ(dup2(other[0], a[0]), a[0]);
+    np_stats s, before;
+    np_get_stats(e, &before);
+    EQ(write(a[1], "x", 1), 1);
+    for (int64_t end = now_ns() + 50 * MS; now_ns() < end || s.polls == before.polls;) {
+        CHECK(now_ns() < end + 5000 * MS);
+        sleep_ms(1);
+        np_get_stats(e, &s);
+    }
+    CHECK(s.polls - before.polls < 50);
+    EQ(turn(e, ev, 8, 2), 0); /* and nothing is said of the number's new file */
+    np_close(e, d);
+    close(copy);
+    for (int i = 0; i < 2; i++) {
+        close(a[i]);
+        close(other[i]);
+    }
+    engine_end(e);
+}
+
 TEST(a_worker_that_parks_after_a_stall_gets_the_token_and_its_events, 30) {
     np_engine *e = engine_of(NP_AUTO);
     np_event ev[4];
