@@ -29,6 +29,8 @@ cdef class SocketTransport(Descriptor):
     cdef public bint _closing
     cdef public bint _paused
     cdef bint started
+    # The fd is closed, or about to be.
+    cdef bint released
     # What has happened since the last run.
     cdef uint32_t pending_bits
 
@@ -45,6 +47,8 @@ cdef class SocketTransport(Descriptor):
     cdef int adopt(self, Scheduler loop, object sock, object extra) except -1
     cdef bint enter(self, object context, uint32_t bits) except -1
     cdef int check_caller(self) except -1
+    cdef object make_socket(self, int fd)
+    cdef object own_name(self, object closed)
     cdef int ask_for_peer(self) except -1
     cdef int disown(self) except -1
     cdef int run_failed(self, Scheduler loop, uint32_t bits) except -1

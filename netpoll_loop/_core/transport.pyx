@@ -2,9 +2,10 @@
 """What stream and datagram transports have in common.
 
 The socket and its names, the protocol, write-buffer limits, and the way a
-transport closes.  Worker only.  The socket is pinned (``socket._io_refs``)
-while the engine may touch its fd, so that a ``close()`` behind the
-transport's back can't free the number.
+transport closes.  Worker only, but for what only asks (get_extra_info and the
+like): that is for any thread, as asyncio's lookups in a dict are.  The socket is
+pinned (``socket._io_refs``) while the engine may touch its fd, so that a
+``close()`` behind the transport's back can't free the number.
 """
 
 from cpython.contextvars cimport PyContext_Enter
@@ -16,6 +17,8 @@ from netpoll_loop._core.address cimport SocketType, address_object, c_getpeernam
 from netpoll_loop._core.engine cimport socklen_t, sockaddr_storage
 from netpoll_loop._core.freethreading cimport FREE_THREADED
 from netpoll_loop._core.handles cimport raise_what_is_set
+
+cimport cython
 
 import os
 import sys
@@ -47,6 +50,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int c_getsockname "getsockname"(int fd, sockaddr *address, socklen_t *length)
     int AF_INET
     int AF_INET6
+    int AF_UNIX
 
 cdef extern from "<unistd.h>" nogil:
     int c_close "close"(int fd)
@@ -198,10 +202,32 @@ cdef class SocketTransport(Descriptor):
 
     @property
     def _sock(self):
-        if self.sock is None and self.fd >= 0 and self.loop is not None:
-            self.sock = SocketType(self.family, self.kind, self.proto, fileno=self.fd)
-            self.sock._io_refs += 1
-        return self.sock
+        cdef int fd
+        cdef object sock
+        with cython.critical_section(self):
+            sock = self.sock
+            fd = -1 if self.released else self.fd
+        return sock if sock is not None or fd < 0 else self.make_socket(fd)
+
+    cdef object make_socket(self, int fd):
+        """The socket object of a connection that has only an fd.
+
+        To make it is Python code: meanwhile another thread may do the same, or close the fd. Then this one has no owner's
+        right, and must not close the fd when it is collected.
+        """
+        cdef object made = SocketType.__new__(SocketType)
+        cdef object sock = None
+        try:
+            made.__init__(self.family, self.kind, self.proto, fd)
+            made._io_refs += 1
+            with cython.critical_section(self):
+                if self.sock is None and self.fd == fd and not self.released:
+                    self.sock = made
+                sock = self.sock
+        finally:
+            if sock is not made:
+                made.detach()
+        return sock
 
     @property
     def _extra(self):
@@ -209,6 +235,7 @@ cdef class SocketTransport(Descriptor):
             self.get_extra_info(name)
         return self.extra
 
+    @cython.critical_section
     def set_extra(self, name, value):
         if self.extra is None:
             self.extra = {}
@@ -223,14 +250,8 @@ cdef class SocketTransport(Descriptor):
                 return default
             value = address_object(<sockaddr_storage *>self.peer_raw, self.peer_length)
         elif name == "sockname":
-            if self.name_length:
-                value = address_object(<sockaddr_storage *>self.name_raw, self.name_length)
-            elif self.fd >= 0 and self.loop is not None:
-                try:
-                    value = self._sock.getsockname()
-                except OSError:
-                    value = None
-            else:
+            value = self.own_name(default)
+            if value is default:
                 return default
         elif name == "socket":
             sock = self._sock
@@ -250,17 +271,45 @@ cdef class SocketTransport(Descriptor):
         self.set_extra(name, value)
         return value
 
+    cdef object own_name(self, object closed):
+        """What the socket is bound to, None if it can't be asked; `closed` if it wasn't asked before the close."""
+        cdef sockaddr_storage name
+        cdef socklen_t length = sizeof(name)
+        cdef bint known = False
+        cdef int fd
+        cdef object sock
+        with cython.critical_section(self):
+            sock = self.sock
+            fd = -1 if self.released else self.fd
+            if self.name_length:
+                length = self.name_length
+                memcpy(&name, self.name_raw, length)
+                known = True
+            elif fd >= 0 and self.family in (AF_INET, AF_INET6, AF_UNIX) and (sock is None or type(sock) is SocketType):
+                known = c_getsockname(fd, <sockaddr *>&name, &length) == 0
+        if known:
+            return address_object(&name, length)
+        if fd < 0:
+            return closed
+        try:
+            if sock is None:
+                sock = self.make_socket(fd)
+            return closed if sock is None else sock.getsockname()
+        except OSError:
+            return None
+
     cdef int remember_names(self) except -1:
         # They stay known after the close, as in asyncio.
-        cdef char raw[128]
-        cdef socklen_t length = sizeof(raw)
+        cdef sockaddr_storage name
+        cdef socklen_t length = sizeof(name)
         if self.extra is not None and "sockname" in self.extra:
             return 0
         if self.family not in (AF_INET, AF_INET6):
             self.get_extra_info("sockname")
-        elif c_getsockname(self.fd, <sockaddr *>raw, &length) == 0 and length <= RAW_SIZE:
-            memcpy(self.name_raw, raw, length)
-            self.name_length = length
+        elif c_getsockname(self.fd, <sockaddr *>&name, &length) == 0 and length <= RAW_SIZE:
+            with cython.critical_section(self):
+                memcpy(self.name_raw, &name, length)
+                self.name_length = length
         return 0
 
     def __repr__(self):
@@ -428,10 +477,14 @@ cdef class SocketTransport(Descriptor):
 
     cdef int release_socket(self) except -1:
         # The engine has let go of the fd: now its number may be freed.
-        cdef object sock = self.sock
+        cdef object sock
         cdef int fd = self.fd
-        if sock is not None:
+        with cython.critical_section(self):
+            # Another thread that is in make_socket() comes too late.
+            self.released = True
+            sock = self.sock
             self.sock = None
+        if sock is not None:
             if isinstance(sock, SocketType):
                 sock._decref_socketios()
             sock.close()
@@ -443,9 +496,11 @@ cdef class SocketTransport(Descriptor):
         if loop_closing or self.loop is None:
             return 0
         # The fd was closed behind our back and its number belongs to somebody else.
-        cdef object sock = self.sock
-        self.fd = -1
-        self.sock = None
+        cdef object sock
+        with cython.critical_section(self):
+            sock = self.sock
+            self.fd = -1
+            self.sock = None
         if isinstance(sock, SocketType) and sock.fileno() >= 0:
             sock.detach()
         self._force_close(OSError(9, os.strerror(9)))
