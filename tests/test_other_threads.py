@@ -9,6 +9,8 @@ import threading
 
 import pytest
 
+import netpoll_loop
+
 LIMIT = 10
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
@@ -29,7 +31,7 @@ def elsewhere(function, *args):
     return results[0]
 
 
-# --- the socket of a connection that has none ---------------------------------------------------------------------------
+# --- the socket of a connection that has none -------------------------------------------------------------------------
 
 
 class Asker(threading.Thread):
@@ -153,3 +155,139 @@ def test_both_sides_of_a_connection_know_their_own_name(run, tmp_path, kind):
         await server.wait_closed()
 
     run(main())
+
+
+# --- what waits to be sent --------------------------------------------------------------------------------------------
+
+
+class Pauses(asyncio.Protocol):
+    """Notes on which thread it was paused and resumed."""
+
+    def __init__(self):
+        self.threads = []
+
+    def pause_writing(self):
+        self.threads.append(threading.get_ident())
+
+    def resume_writing(self):
+        self.threads.append(threading.get_ident())
+
+
+@pytest.mark.netpoll_only("asyncio calls pause_writing() on the thread that asked")
+def test_a_limit_that_another_thread_sets_pauses_the_protocol_on_the_loops_own(run, socket_pair):
+    async def main():
+        ours, peer = socket_pair()
+        transport, protocol = await asyncio.get_running_loop().create_connection(Pauses, sock=ours)
+        transport.set_write_buffer_limits(high=1 << 30)
+        transport.write(bytes(1 << 22))
+        assert elsewhere(transport.get_write_buffer_size) > 1000
+        elsewhere(lambda: transport.set_write_buffer_limits(high=1000))
+        assert transport.get_write_buffer_limits() == (250, 1000)
+        assert protocol.threads == []
+        transport.write(b"x")
+        assert protocol.threads == [threading.get_ident()]
+        transport.abort()
+        await asyncio.sleep(0)
+        assert elsewhere(transport.get_write_buffer_size) == 0
+        peer.close()
+
+    run(main())
+
+
+@pytest.mark.netpoll_only("asyncio calls pause_writing() on the thread that asked")
+def test_a_limit_that_another_thread_sets_for_datagrams_pauses_no_protocol_there(run, monkeypatch, owned):
+    class Datagrams(Pauses, asyncio.DatagramProtocol):
+        pass
+
+    async def main():
+        transport, protocol = await asyncio.get_running_loop().create_datagram_endpoint(
+            Datagrams, sock=socket_pair_that_is_full(owned)
+        )
+        transport.sendto(bytes(2000))
+        assert elsewhere(transport.get_write_buffer_size) >= 2000
+        elsewhere(lambda: transport.set_write_buffer_limits(high=1000))
+        assert protocol.threads == []
+        transport.sendto(b"x")
+        assert protocol.threads == [threading.get_ident()]
+        transport.abort()
+        await asyncio.sleep(0)
+
+    run(main())
+
+
+def socket_pair_that_is_full(owned):
+    """A datagram socket whose peer takes no more."""
+    ours, peer = map(owned, socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
+    ours.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            ours.send(bytes(1000))
+    assert peer.fileno() >= 0
+    return ours
+
+
+@pytest.mark.netpoll_only("nothing waits for the end of a turn in asyncio")
+def test_another_thread_that_asks_what_waits_sends_nothing(run, socket_pair):
+    def system_calls(loop):
+        return netpoll_loop.stats(loop).inline_syscalls
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        ours, _ = socket_pair()
+        transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+        # The second large write of a callback waits for the end of the turn, in auto. (Or for the netpoller.)
+        transport.write(bytes(40_000))
+        transport.write(bytes(40_000))
+        before = system_calls(loop)
+        elsewhere(transport.get_write_buffer_size)
+        assert system_calls(loop) == before
+        transport.abort()
+        await asyncio.sleep(0)
+
+    run(main())
+
+
+@pytest.mark.skipif(not FREE_THREADED, reason="one thread at a time runs with a GIL")
+@pytest.mark.parametrize("chaos", ["0", "1"])
+def test_other_threads_ask_transports_that_write_all_the_time(run_child, chaos):
+    """They crashed the process."""
+    done = run_child(
+        """
+        import threading
+        asked = [0, 0]
+        stop = threading.Event()
+        transports = []
+        def ask(i):
+            while not stop.is_set():
+                for transport in list(transports):
+                    transport.get_write_buffer_size()
+                    transport.set_write_buffer_limits(high=100_000)
+                    repr(transport)
+                    asked[i] += 1
+        async def main():
+            loop = asyncio.get_running_loop()
+            server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+            address = server.sockets[0].getsockname()
+            for _ in range(20):
+                transports.append((await loop.create_connection(asyncio.Protocol, *address))[0])
+            threads = [threading.Thread(target=ask, args=(i,)) for i in range(2)]
+            for thread in threads:
+                thread.start()
+            for turn in range(300):
+                for transport in transports:
+                    for _ in range(5):
+                        transport.write(b"%d" % turn * 200)
+                await asyncio.sleep(0)
+            for transport in transports:
+                transport.abort()
+            await asyncio.sleep(0)
+            stop.set()
+            for thread in threads:
+                thread.join(10)
+            server.close()
+        run_main(main())
+        print(all(asked))
+        """,
+        env={"NETPOLL_LOOP_CHAOS": chaos, "PYTHON_GIL": "0"},
+    )
+    assert done.stdout == "True\n"

@@ -245,13 +245,16 @@ cdef class StreamTransport(SocketTransport):
 
     def set_write_buffer_limits(self, high=None, low=None):
         """asyncio.WriteTransport.set_write_buffer_limits, in bytes."""
-        self.send_what_waits()
+        if not self.is_foreign():
+            self.send_what_waits()
         SocketTransport.set_write_buffer_limits(self, high, low)
 
     def get_write_buffer_size(self):
         """asyncio.WriteTransport.get_write_buffer_size, in bytes."""
-        self.send_what_waits()
-        return self.buffered_bytes()
+        # Another thread only looks: what may follow from a send is for the one that runs the callbacks.
+        if not self.is_foreign():
+            self.send_what_waits()
+        return self.waiting_bytes()
 
     def abort(self):
         """asyncio.WriteTransport.abort: closes at once; what is queued is not sent."""

@@ -53,6 +53,9 @@ cdef class SocketTransport(Descriptor):
     cdef int disown(self) except -1
     cdef int run_failed(self, Scheduler loop, uint32_t bits) except -1
     cdef int run_again(self, uint32_t bits) except -1
+    cdef Scheduler current_loop(self)
+    cdef bint is_foreign(self) except -1
+    cdef size_t waiting_bytes(self) except? -1
     cdef bint reads(self)
     cdef size_t buffered_bytes(self)
     cdef int discard(self) except -1

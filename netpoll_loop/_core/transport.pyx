@@ -175,6 +175,27 @@ cdef class SocketTransport(Descriptor):
             self.loop.ring_push(self)
         return 0
 
+    # ---- what other threads may ask ------------------------------------------
+
+    @cython.critical_section
+    cdef Scheduler current_loop(self):
+        return self.loop
+
+    cdef bint is_foreign(self) except -1:
+        """Whether another thread than this one runs the callbacks now."""
+        cdef Scheduler loop = self.current_loop()
+        return loop is not None and loop.thread_id != 0 and not loop.has_p()
+
+    cdef size_t waiting_bytes(self) except? -1:
+        """buffered_bytes() for any thread."""
+        cdef Scheduler loop = self.current_loop()
+        cdef size_t size = 0
+        if loop is not None:
+            # In the section in which its engine is freed.
+            with cython.critical_section(loop):
+                size = self.buffered_bytes()
+        return size
+
     # What a kind of transport defines.
 
     cdef bint reads(self):
@@ -313,15 +334,16 @@ cdef class SocketTransport(Descriptor):
         return 0
 
     def __repr__(self):
+        cdef Scheduler loop = self.current_loop()
         info = [self.__class__.__name__]
-        if self.loop is None:
+        if loop is None:
             info.append("closed")
         elif self._closing:
             info.append("closing")
         info.append(f"fd={self.fd}")
-        if self.loop is not None and not self.loop._closed:
+        if loop is not None and not loop._closed:
             info.append("read=polling" if self.reads() else "read=idle")
-            size = self.buffered_bytes()
+            size = self.waiting_bytes()
             info.append(f"write=<{'polling' if size else 'idle'}, bufsize={size}>")
         return "<{}>".format(" ".join(info))
 
@@ -360,7 +382,7 @@ cdef class SocketTransport(Descriptor):
 
     def get_write_buffer_size(self):
         """asyncio.WriteTransport.get_write_buffer_size, in bytes."""
-        return self.buffered_bytes()
+        return self.waiting_bytes()
 
     def get_write_buffer_limits(self):
         """asyncio.WriteTransport.get_write_buffer_limits: (low, high), in bytes."""
@@ -376,7 +398,8 @@ cdef class SocketTransport(Descriptor):
             raise ValueError(f"high ({high!r}) must be >= low ({low!r}) must be >= 0")
         self._high_water = min(high, sys.maxsize)
         self._low_water = min(low, sys.maxsize)
-        self.pause_protocol()
+        if not self.is_foreign():
+            self.pause_protocol()
 
     def _set_write_buffer_limits(self, high=None, low=None):
         self.set_write_buffer_limits(high, low)
