@@ -33,9 +33,6 @@ class Told:
         except RuntimeError:
             logging.getLogger("asyncio").exception("callback")
 
-    def is_closed(self):
-        return False
-
     def __getattr__(self, name):
         def note():
             self.calls.append(name)
@@ -127,6 +124,73 @@ def test_a_failing_loop_is_logged_and_the_others_are_told(told, caplog):
     assert other.calls == ["_before_fork", "_after_fork_parent"]
     assert failing.calls == ["_before_fork", "_after_fork_parent"]
     assert [record.exc_info[0] for record in caplog.records] == [RuntimeError] * 2
+
+
+def test_a_loop_that_another_thread_closes_meanwhile_keeps_nothing_from_the_others(told, caplog):
+    class Closing(Told):
+        """Was open a moment ago."""
+
+        def is_closed(self):
+            return False
+
+        def call_soon_threadsafe(self, callback):
+            raise RuntimeError("Event loop is closed")
+
+    closing = Closing()
+    forking.register(closing)
+    other = told()
+    with caplog.at_level(logging.ERROR, "asyncio"):
+        fork()
+    assert other.calls == ["_before_fork", "_after_fork_parent"]
+    assert caplog.records == []
+
+
+def test_a_thread_that_makes_a_loop_while_another_one_forks_waits_for_its_end():
+    loop = Told()
+    thread = threading.Thread(target=forking.register, args=(loop,))
+    forking._before()
+    try:
+        thread.start()
+        thread.join(0.2)
+        assert loop.calls == []
+    finally:
+        forking._after_in_parent()
+        thread.join(30)
+    assert not thread.is_alive()
+    assert loop.calls == []
+    fork()
+    assert loop.calls == ["_before_fork", "_after_fork_parent"]
+
+
+def test_a_loop_that_a_fork_hook_makes_is_told_of_that_fork():
+    loop = Told()
+    forking._before()
+    try:
+        forking.register(loop)
+        assert loop.calls == ["_before_fork"]
+    finally:
+        forking._after_in_parent()
+    assert loop.calls == ["_before_fork", "_after_fork_parent"]
+
+
+@pytest.mark.parametrize("what", ["new_event_loop().close()", "import concurrent.futures.thread"])
+def test_hooks_that_are_installed_in_the_middle_of_a_fork_release_no_lock_that_they_have_not_taken(run_child, what):
+    done = run_child(
+        f"""
+    import netpoll_loop
+    def hook():
+        {what}
+    os.register_at_fork(before=hook)
+    for _ in range(2):
+        pid = os.fork()
+        if not pid:
+            os._exit(0)
+        os.waitpid(pid, 0)
+    new_event_loop().close()
+    print("done")
+        """
+    )
+    assert (done.stdout, done.stderr) == ("done\n", "")
 
 
 def test_a_collected_loop_is_forgotten(told):
