@@ -724,6 +724,21 @@ def test_call_soon_threadsafe_from_a_thread_that_outlives_the_loop_raises(new_lo
         in_thread(lambda: loop.call_soon_threadsafe(nothing))
 
 
+def test_a_timer_may_be_cancelled_while_its_loop_closes(loop_class):
+    class Loop(loop_class):
+        """Cancels a timer in the middle of close(): the engine is gone, and is_closed() not yet true."""
+
+        def _close_self_pipe(self):
+            assert not self.is_closed()
+            timer.cancel()
+            super()._close_self_pipe()
+
+    loop = Loop()
+    timer = loop.call_later(100, int)
+    loop.close()
+    assert timer.cancelled()
+
+
 def test_closing_races_with_call_soon_threadsafe_without_harm(new_loop):
     for _ in range(30):
         loop = new_loop()

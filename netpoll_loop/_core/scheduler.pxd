@@ -136,6 +136,7 @@ cdef class Scheduler(Home):
     cdef int ring_grow(self) except -1
     cdef object ring_pop(self)
     cdef int post(self, Handle handle) except -1
+    cdef bint post_if_open(self, Handle handle) except -1
     cdef bint has_p(self) noexcept
     cdef int take_posted(self) except -1
     cdef int free_engine(self) except -1

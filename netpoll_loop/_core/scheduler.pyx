@@ -254,18 +254,20 @@ cdef class Scheduler(Home):
 
     cdef int post(self, Handle handle) except -1:
         """Without a GIL: hands it to the thread that has P."""
-        cdef bint closed
-        with cython.critical_section(self):
-            closed = self._closed or self.engine is NULL
-            if not closed:
-                if not self.running:
-                    settle(handle)
-                self.inbox.append(handle)
-                self.posted = True
-                np_wake(self.engine)
-        if closed:
+        if not self.post_if_open(handle):
             raise RuntimeError("Event loop is closed")
         return 0
+
+    @cython.critical_section
+    cdef bint post_if_open(self, Handle handle) except -1:
+        if self._closed or self.engine is NULL:
+            return False
+        if not self.running:
+            settle(handle)
+        self.inbox.append(handle)
+        self.posted = True
+        np_wake(self.engine)
+        return True
 
     cdef bint has_p(self) noexcept:
         return self.thread_id == <int64_t>PyThread_get_thread_ident()
@@ -370,7 +372,8 @@ cdef class Scheduler(Home):
 
     cdef int forget_timer(self, TimerHandle handle) except -1:
         if FREE_THREADED and not self._closed and not self.has_p():
-            self.post(handle)
+            # A loop that is just being closed has forgotten it.
+            self.post_if_open(handle)
         elif self.timers.remove(handle):
             settle(handle)
         return 0
