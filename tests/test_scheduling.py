@@ -739,6 +739,28 @@ def test_a_timer_may_be_cancelled_while_its_loop_closes(loop_class):
     assert timer.cancelled()
 
 
+def test_closing_races_with_stop_without_harm(new_loop):
+    loops = []
+    done = threading.Event()
+
+    def stop():
+        while not done.is_set():
+            for loop in loops[-1:]:
+                loop.stop()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    try:
+        for _ in range(100):
+            loop = new_loop()
+            loops.append(loop)
+            loop.close()
+            loop.stop()
+    finally:
+        done.set()
+        thread.join(30)
+
+
 def test_closing_races_with_call_soon_threadsafe_without_harm(new_loop):
     for _ in range(30):
         loop = new_loop()

@@ -137,6 +137,7 @@ cdef class Scheduler(Home):
     cdef object ring_pop(self)
     cdef int post(self, Handle handle) except -1
     cdef bint post_if_open(self, Handle handle) except -1
+    cdef int wake(self) except -1
     cdef bint has_p(self) noexcept
     cdef int take_posted(self) except -1
     cdef int free_engine(self) except -1
@@ -179,3 +180,4 @@ cdef class Scheduler(Home):
     cdef int unhold(self, Descriptor descriptor) except -1
     cdef int close_descriptor(self, Descriptor descriptor) except -1
     cdef int need_netpoller(self) except -1
+    cdef int start_netpoller(self) noexcept

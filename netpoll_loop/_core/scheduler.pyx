@@ -387,15 +387,20 @@ cdef class Scheduler(Home):
         np_wake(self.engine)
 
     def _write_to_self(self):
-        with cython.critical_section(self):
-            if self.engine is not NULL:
-                np_wake(self.engine)
+        self.wake()
 
     def stop(self):
         """asyncio.loop.stop: run_forever returns after this turn."""
         self._stopping = True
         # From another thread it isn't allowed, but must not hang either.
-        np_wake(self.engine)
+        self.wake()
+
+    @cython.critical_section
+    cdef int wake(self) except -1:
+        """From any thread, beside close() too."""
+        if self.engine is not NULL:
+            np_wake(self.engine)
+        return 0
 
     # ---- what P handoff adds ------------------------------------------------
 
@@ -864,10 +869,9 @@ cdef class Scheduler(Home):
 
     cdef int need_netpoller(self) except -1:
         cdef int error
-        if not self.thread_wanted or self.forks_pending:
+        if not self.thread_wanted:
             return 0
-        self.thread_wanted = False
-        error = np_thread_start(self.engine)
+        error = self.start_netpoller()
         if error == 0:
             return 0
         if self._mode == "dedicated":
@@ -880,6 +884,17 @@ cdef class Scheduler(Home):
         )
         return 0
 
+    @cython.critical_section
+    cdef int start_netpoller(self) noexcept:
+        """0, or a negative errno. Beside a fork in another thread, or a close, it does nothing."""
+        if not self.thread_wanted or self.forks_pending or self.engine is NULL:
+            return 0
+        self.thread_wanted = False
+        return np_thread_start(self.engine)
+
+    # These may come on another thread than the loop's.
+
+    @cython.critical_section
     def _before_fork(self):
         """Joins the netpoller thread, so that none exists while the process forks."""
         cdef np_stats snapshot
@@ -893,8 +908,9 @@ cdef class Scheduler(Home):
             self.thread_wanted = True
 
     def _after_fork_parent(self):
-        if self.forks_pending > 0:
-            self.forks_pending -= 1
+        with cython.critical_section(self):
+            if self.forks_pending > 0:
+                self.forks_pending -= 1
         if self.thread_wanted and not self._closed:
             self.need_netpoller()
 
@@ -905,6 +921,7 @@ cdef class Scheduler(Home):
         if self.engine is not NULL:
             np_fork_child(self.engine)
 
+    @cython.critical_section
     def _at_exit(self):
         """Before the interpreter is finalized: no thread of ours may be left."""
         self.thread_wanted = False
