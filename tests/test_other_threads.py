@@ -291,3 +291,56 @@ def test_other_threads_ask_transports_that_write_all_the_time(run_child, chaos):
         env={"NETPOLL_LOOP_CHAOS": chaos, "PYTHON_GIL": "0"},
     )
     assert done.stdout == "True\n"
+
+
+@pytest.mark.skipif(not FREE_THREADED, reason="one thread at a time runs with a GIL")
+def test_other_threads_ask_transports_whose_connections_end(run_child):
+    """What they asked for was freed under them."""
+    done = run_child(
+        """
+        import socket, threading
+        asked = [0, 0, 0]
+        failures = []
+        stop = threading.Event()
+        transports = []
+        def ask(i):
+            try:
+                while not stop.is_set():
+                    for transport in list(transports):
+                        for _ in range(20):
+                            transport.get_protocol()
+                            transport._protocol
+                            transport._loop
+                            transport._sock
+                            repr(transport)
+                            asked[i] += 1
+            except BaseException as exc:
+                failures.append(exc)
+        async def main():
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda loop, context: failures.append(context))
+            threads = [threading.Thread(target=ask, args=(i,)) for i in range(3)]
+            for thread in threads:
+                thread.start()
+            for _ in range(300):
+                pairs = [socket.socketpair() for _ in range(16)]
+                for ours, peer in pairs:
+                    ours.setblocking(False)
+                made = [(await loop.create_connection(asyncio.Protocol, sock=ours))[0] for ours, _ in pairs]
+                transports[:] = made
+                await asyncio.sleep(0)
+                for transport in made:
+                    transport.abort()
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                for _, peer in pairs:
+                    peer.close()
+            stop.set()
+            for thread in threads:
+                thread.join(10)
+        run_main(main())
+        print(all(asked), failures)
+        """,
+        env={"PYTHON_GIL": "0"},
+    )
+    assert done.stdout == "True []\n"

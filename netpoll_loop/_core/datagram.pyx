@@ -111,7 +111,7 @@ cdef class DatagramTransport(SocketTransport):
 
     def set_protocol(self, protocol):
         """asyncio.BaseTransport.set_protocol."""
-        self.protocol = protocol
+        self.put_protocol(protocol)
 
     cdef bint reads(self):
         return self.started and not self._paused and not self._closing

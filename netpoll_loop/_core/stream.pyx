@@ -300,7 +300,7 @@ cdef class StreamTransport(SocketTransport):
         self.buffered = isinstance(protocol, BufferedProtocol) or (
             hasattr(protocol, "get_buffer") and not hasattr(protocol, "data_received")
         )
-        self.protocol = protocol
+        self.put_protocol(protocol)
         self.feeds = type(protocol) is StreamReaderProtocol
 
     # ---- reading ---------------------------------------------------------------

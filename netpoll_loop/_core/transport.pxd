@@ -54,6 +54,9 @@ cdef class SocketTransport(Descriptor):
     cdef int run_failed(self, Scheduler loop, uint32_t bits) except -1
     cdef int run_again(self, uint32_t bits) except -1
     cdef Scheduler current_loop(self)
+    cdef object current_protocol(self)
+    cdef int put_protocol(self, object protocol) except -1
+    cdef int let_go_of_all(self) except -1
     cdef bint is_foreign(self) except -1
     cdef size_t waiting_bytes(self) except? -1
     cdef bint reads(self)

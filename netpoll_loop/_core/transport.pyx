@@ -177,9 +177,30 @@ cdef class SocketTransport(Descriptor):
 
     # ---- what other threads may ask ------------------------------------------
 
+    # Without a GIL, what such a thread is about to return could be freed. What is replaced here is freed after the
+    # section: that may run any code, and would open it.
+
     @cython.critical_section
     cdef Scheduler current_loop(self):
         return self.loop
+
+    @cython.critical_section
+    cdef object current_protocol(self):
+        return self.protocol
+
+    @cython.critical_section
+    cdef int put_protocol(self, object protocol) except -1:
+        cdef object former = self.protocol
+        self.protocol = protocol
+        return 0
+
+    @cython.critical_section
+    cdef int let_go_of_all(self) except -1:
+        cdef object protocol = self.protocol
+        cdef Scheduler loop = self.loop
+        self.protocol = None
+        self.loop = None
+        return 0
 
     cdef bint is_foreign(self) except -1:
         """Whether another thread than this one runs the callbacks now."""
@@ -211,11 +232,11 @@ cdef class SocketTransport(Descriptor):
 
     @property
     def _loop(self):
-        return self.loop
+        return self.current_loop()
 
     @property
     def _protocol(self):
-        return self.protocol
+        return self.current_protocol()
 
     @property
     def _sock_fd(self):
@@ -376,7 +397,7 @@ cdef class SocketTransport(Descriptor):
 
     def get_protocol(self):
         """asyncio.BaseTransport.get_protocol."""
-        return self.protocol
+        return self.current_protocol()
 
     # ---- the write buffer --------------------------------------------------------
 
@@ -493,9 +514,8 @@ cdef class SocketTransport(Descriptor):
             self.remember_names()
             self.loop.close_descriptor(self)
             self.release_socket()
-            self.protocol = None
             self.context = None
-            self.loop = None
+            self.let_go_of_all()
         return 0
 
     cdef int release_socket(self) except -1:
