@@ -505,6 +505,31 @@ assert held() == before
     )
 
 
+@pytest.mark.parametrize("datagrams", [False, True], ids=["streams", "datagrams"])
+def test_transports_that_are_found_last_at_the_interpreters_end_make_no_noise(run_child, datagrams):
+    done = run_child(
+        f"""
+        # What sys has is freed last, when the modules have lost their names.
+        transports = sys.kept = []
+        class Protocol(asyncio.DatagramProtocol if {datagrams} else asyncio.Protocol):
+            def connection_made(self, transport):
+                transports.append(transport)
+        async def main():
+            loop = asyncio.get_running_loop()
+            if {datagrams}:
+                await loop.create_datagram_endpoint(Protocol, local_addr=("127.0.0.1", 0))
+                return
+            server = await loop.create_server(Protocol, "127.0.0.1", 0)
+            await loop.create_connection(Protocol, *server.sockets[0].getsockname())
+            while len(transports) < 2:
+                await asyncio.sleep(0.001)
+        run_main(main())
+        """,
+        flags=["-W", "ignore::ResourceWarning"],
+    )
+    assert done.stderr == ""
+
+
 @pytest.mark.netpoll_only("about the netpoller thread")
 def test_the_netpoller_thread_has_a_name_and_takes_no_signals(run_child, mode):
     done = run_child(

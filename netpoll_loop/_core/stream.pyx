@@ -92,6 +92,7 @@ PyMem_RawFree(PyMem_RawMalloc(1024 * 1024))
 cdef object BufferedProtocol = _protocols.BufferedProtocol
 cdef object StreamReaderProtocol = _streams.StreamReaderProtocol
 cdef object set_result_unless_cancelled = _futures._set_result_unless_cancelled
+cdef object is_finalizing = sys.is_finalizing
 cdef int LOG_THRESHOLD = _constants.LOG_THRESHOLD_FOR_CONNLOST_WRITES
 cdef bint attach_takes_transport = sys.version_info >= (3, 13)
 cdef str WRITABLE_TYPES = (
@@ -234,7 +235,9 @@ cdef class StreamTransport(SocketTransport):
         server = self.server
         if server is not None:
             self.server = None
-            detach(server, self)
+            if not is_finalizing():
+                # Else nobody waits for the server any more, and what it counts with may be gone.
+                detach(server, self)
         return 0
 
     cdef bint reads(self):

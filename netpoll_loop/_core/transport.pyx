@@ -61,6 +61,8 @@ cdef enum:
     KEPT = 4096
 
 cdef object TransportSocket = _trsock.TransportSocket
+# For finalizers: at the interpreter's end the names of a module are gone before they run.
+cdef object warn = warnings.warn
 
 
 cdef object os_error(ssize_t negative):
@@ -373,7 +375,7 @@ cdef class SocketTransport(Descriptor):
         if self.fd < 0 or self.loop is None:
             return 0
         try:
-            warnings.warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
+            warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
         finally:
             if self.desc is not NULL and self.loop._thread_id is not None:
                 # The engine may be about to report it: it lives on until the worker has closed it.
