@@ -174,11 +174,12 @@ class Go(typing.Generic[_T]):
         """
         self._loop, self._forget = loop, forget
         if asyncio._get_running_loop() is loop:
-            loop.call_soon(self._start, context, context=context)
+            loop.call_soon(self._start, context)
         else:
-            loop.call_soon_threadsafe(self._start, context, context=context)
+            loop.call_soon_threadsafe(self._start, context)
 
     def _start(self, context: contextvars.Context) -> None:
+        """Not inside the context: a task that begins at once (asyncio.eager_task_factory) enters it by itself."""
         if self._cancelled:
             self._abandon()
         if self._done:
@@ -187,7 +188,7 @@ class Go(typing.Generic[_T]):
         if coroutine is None:
             assert self._function is not None
             try:
-                result = self._function()
+                result = context.run(self._function)
             except (KeyboardInterrupt, SystemExit) as exc:
                 self._finish(None, exc)
                 self._reported = True

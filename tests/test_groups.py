@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import socket
+import sys
 import threading
 import time
 
@@ -1181,6 +1182,35 @@ def test_work_has_a_name_and_a_context(group):
         assert await netpoll_loop.go(variable.get, context=context) == "changed"
 
     everywhere(group, main)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="asyncio.eager_task_factory is from 3.12")
+@pytest.mark.parametrize("where", ["in a group", "outside"])
+def test_work_may_begin_at_once_with_an_eager_task_factory(group, mode, where):
+    variable = contextvars.ContextVar("variable", default=None)
+
+    async def at_once():
+        return variable.get(), asyncio.current_task() is not None
+
+    async def later():
+        await asyncio.sleep(0)
+        variable.set("changed")
+        return await at_once()
+
+    async def main():
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+        variable.set("mine")
+        context = contextvars.copy_context()
+        assert await netpoll_loop.go(at_once) == ("mine", True)
+        assert await netpoll_loop.go(at_once()) == ("mine", True)
+        assert await netpoll_loop.go(lambda: at_once()) == ("mine", True)
+        assert await netpoll_loop.go(later, context=context) == ("changed", True)
+        assert variable.get() == "mine" and context[variable] == "changed"
+
+    if where == "outside":
+        netpoll_loop.run(main(), netpoller=mode)
+    else:
+        group(main, 1)
 
 
 def test_work_that_nobody_keeps_goes_on(group):
