@@ -184,25 +184,26 @@ class Go(typing.Generic[_T]):
             self._abandon()
         if self._done:
             return
-        coroutine = self._coroutine
-        if coroutine is None:
-            assert self._function is not None
-            try:
-                result = context.run(self._function)
-            except (KeyboardInterrupt, SystemExit) as exc:
-                self._finish(None, exc)
+        try:
+            # For a coroutine, too: a context that is entered elsewhere would leave its task pending for ever.
+            result = context.run(self._function or _nothing)
+            if asyncio.iscoroutine(result):
+                self._coroutine = result
+            if self._coroutine is not None:
+                assert self._loop is not None
+                self._task = self._loop.create_task(self._coroutine, name=self._name, context=context)
+                self._task.add_done_callback(self._task_done)
+        except BaseException as exc:
+            coroutine = self._coroutine
+            self._finish(None, exc)
+            if coroutine is not None:
+                coroutine.close()
+            if isinstance(exc, (KeyboardInterrupt, SystemExit)):
                 self._reported = True
                 raise
-            except BaseException as exc:
-                self._finish(None, exc)
-                return
-            if not asyncio.iscoroutine(result):
+        else:
+            if self._task is None:
                 self._finish(result, None)
-                return
-            coroutine = self._coroutine = result
-        assert self._loop is not None
-        self._task = self._loop.create_task(coroutine, name=self._name, context=context)
-        self._task.add_done_callback(self._task_done)
 
     def _cancel(self, msg: object) -> None:
         if self._done:
@@ -248,6 +249,10 @@ class Go(typing.Generic[_T]):
         if self._forget is not None:
             self._forget(self)
             self._forget = None
+
+
+def _nothing() -> None:
+    pass
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

@@ -1073,6 +1073,68 @@ def test_the_exception_of_work_is_raised_where_it_is_awaited(group):
     everywhere(group, main)
 
 
+@pytest.mark.parametrize("where", ["in a group", "outside"])
+def test_work_that_cannot_begin_fails_in_its_handle(group, mode, where, recwarn):
+    async def work():
+        pass
+
+    def refuse(loop, coroutine, **options):
+        if coroutine.__name__ == "work":
+            raise KeyError("refused")
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    async def main():
+        loop, contexts = asyncio.get_running_loop(), []
+        loop.set_exception_handler(lambda loop, context: contexts.append(context))
+        loop.set_task_factory(refuse)
+        for what in (work, work(), lambda: work()):
+            with pytest.raises(KeyError, match="refused"):
+                await asyncio.wait_for(netpoll_loop.go(what), LIMIT)
+        loop.set_task_factory(None)
+        # Entered on another thread for as long as the loop tries.
+        context, entered, leave = contextvars.copy_context(), threading.Event(), threading.Event()
+        holding = in_thread(context.run, lambda: entered.set() or leave.wait(LIMIT))
+        await until(entered.is_set)
+        try:
+            for what in (work, work(), lambda: work(), me):
+                with pytest.raises(RuntimeError, match="cannot enter context"):
+                    await asyncio.wait_for(netpoll_loop.go(what, context=context), LIMIT)
+        finally:
+            leave.set()
+            await holding
+        assert not contexts
+        if where == "in a group":
+            assert loop._worker.load.value() == 0 and not loop._worker.works
+
+    if where == "outside":
+        netpoll_loop.run(main(), netpoller=mode)
+    else:
+        group(main, 1)
+    gc.collect()
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_work_that_ends_the_process_is_raised_by_run_and_in_its_handle(group, error):
+    handles = []
+
+    def function():
+        raise error("now")
+
+    async def coroutine():
+        raise error("now")
+
+    for work in (function, coroutine):
+
+        async def main(work=work):
+            handles.append(netpoll_loop.go(work))
+            await asyncio.sleep(LIMIT)
+
+        with pytest.raises(error, match="now"):
+            group(main, 1)
+        assert isinstance(handles[-1].exception(), error)
+
+
 def test_work_is_cancelled_by_its_handle_only(group):
     async def forever():
         await asyncio.sleep(LIMIT)
