@@ -50,7 +50,9 @@ class Worker:
         self.index = index
         self.loop = loop
         loop._worker = self
-        self.thread = threading.Thread(target=self._run, name=f"netpoll_loop P{index}", daemon=True)
+        # Each `main` in a copy of its own of the caller's context, as by asyncio.run.
+        run = functools.partial(contextvars.copy_context().run, self._run)
+        self.thread = threading.Thread(target=run, name=f"netpoll_loop P{index}", daemon=True)
         #: Under the group's lock: pieces of work and accepted connections; the work itself.
         self.load = Tally()
         self.works: set[Go[typing.Any]] = set()

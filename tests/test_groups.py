@@ -126,6 +126,26 @@ def test_one_worker_is_a_group_when_it_is_given_a_function(group):
     assert netpoll_loop.run(main()) == 1
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_each_main_runs_in_a_copy_of_its_own_of_the_callers_context(group, workers):
+    variable = contextvars.ContextVar("variable", default=None)
+    meeting = Meeting(workers)
+
+    async def main():
+        before = variable.get()
+        await meeting.wait()
+        variable.set(me())
+        await meeting.wait()
+        return before, variable.get() == me()
+
+    def call():
+        variable.set("the caller's")
+        assert group(main, workers) == [("the caller's", True)] * workers
+        assert variable.get() == "the caller's"
+
+    contextvars.copy_context().run(call)
+
+
 @pytest.mark.parametrize(
     "workers, error, text",
     [
