@@ -24,7 +24,7 @@ class Worker(typing.Protocol):
     """What `go` asks of the worker whose loop is the running one, `loop._worker` (netpoll_loop.groups)."""
 
     def place(self, work: Go[typing.Any], context: contextvars.Context) -> None:
-        """Starts the work on the least loaded loop of the group; raises RuntimeError when there is none."""
+        """Starts the work on the least loaded loop of the group, or on this one if it is ending."""
 
 
 #: Work outside groups is kept alive here until it is done.
@@ -43,6 +43,7 @@ class Go(typing.Generic[_T]):
 
     __slots__ = (
         "__weakref__",
+        "_begun",
         "_cancelled",
         "_coroutine",
         "_done",
@@ -63,6 +64,7 @@ class Go(typing.Generic[_T]):
     def __init__(
         self, function: Callable[[], typing.Any] | Coroutine[typing.Any, typing.Any, _T], name: str | None
     ) -> None:
+        self._begun = False
         self._done = False
         #: Asked to end before it has begun.
         self._cancelled = False
@@ -184,6 +186,7 @@ class Go(typing.Generic[_T]):
             self._abandon()
         if self._done:
             return
+        self._begun = True
         try:
             # For a coroutine, too: a context that is entered elsewhere would leave its task pending for ever.
             result = context.run(self._function or _nothing)
@@ -211,7 +214,7 @@ class Go(typing.Generic[_T]):
         if self._task is not None:
             self._task.cancel(msg)
         else:
-            self._abandon()
+            self._forestall()
 
     def _task_done(self, task: asyncio.Task[_T]) -> None:
         try:
@@ -223,11 +226,16 @@ class Go(typing.Generic[_T]):
         else:
             self._finish(result, exc)
 
+    def _forestall(self) -> None:
+        """Ends as cancelled, unless it has begun: a function may be in a body of `blocking()`. On the work's loop."""
+        if not self._begun:
+            self._abandon()
+
     def _abandon(self) -> None:
         """Ends as cancelled, without a task: on the work's loop, or on any thread when that is closed."""
         if self._done:
             return
-        if self._coroutine is not None and self._task is None:
+        if self._coroutine is not None and not self._begun:
             self._coroutine.close()
         self._finish(None, asyncio.CancelledError())
 

@@ -53,11 +53,12 @@ class Worker:
         # Each `main` in a copy of its own of the caller's context, as by asyncio.run.
         run = functools.partial(contextvars.copy_context().run, self._run)
         self.thread = threading.Thread(target=run, name=f"netpoll_loop P{index}", daemon=True)
-        #: Under the group's lock: pieces of work and accepted connections; the work itself.
+        #: Under the group's lock: pieces of work and accepted connections; the work itself; whether others may not
+        #: start any here, since the tasks are being cancelled or have been.
         self.load = Tally()
         self.works: set[Go[typing.Any]] = set()
+        self.ending = False
         self.shares: dict[int, Share] = {}
-        self.alive = True
         #: How often each address was opened with port 0. The loop's.
         self.ephemeral: dict[typing.Hashable, int] = {}
         #: The loop's thread writes these, M0 reads them when it has ended.
@@ -72,7 +73,7 @@ class Worker:
 
     def place(self, work: Go[typing.Any], context: contextvars.Context) -> None:
         """netpoll_loop.go.Worker.place."""
-        self.group.place(work, context)
+        self.group.place(self, work, context)
 
     def call(self, callback: Callable[..., object]) -> None:
         """Calls it on the loop, if that isn't closed."""
@@ -104,16 +105,12 @@ class Worker:
         try:
             with asyncio.Runner(debug=group.debug, loop_factory=lambda: self.loop) as runner:
                 try:
-                    self.result = runner.run(self._main())
-                except asyncio.CancelledError as exc:
-                    self.cancelled = True
-                    if not self.cancel_asked:
-                        group.failed(exc)
-                except BaseException as exc:
-                    group.failed(exc)
-                main_ended = True
-                group.main_ended()
-                runner.run(self._released())
+                    self._run_main(runner)
+                    main_ended = True
+                    group.main_ended()
+                    runner.run(self._released())
+                finally:
+                    self.end()
         except BaseException as exc:
             # Out of a callback, or out of the runner's end.
             group.failed(exc)
@@ -121,6 +118,24 @@ class Worker:
             if not main_ended:
                 group.main_ended()
             group.left(self)
+
+    def _run_main(self, runner: asyncio.Runner) -> None:
+        try:
+            self.result = runner.run(self._main())
+        except asyncio.CancelledError as exc:
+            self.cancelled = True
+            if not self.cancel_asked:
+                self.group.failed(exc)
+        except BaseException as exc:
+            self.group.failed(exc)
+
+    def end(self) -> None:
+        """Before the runner cancels the tasks: what has none yet would begin after that, and be thrown away."""
+        with self.group.lock:
+            self.ending = True
+            works = list(self.works)
+        for work in works:
+            work._forestall()
 
     async def _main(self) -> typing.Any:
         if self.cancel_asked:
@@ -209,6 +224,7 @@ class Group:
             except BaseException as exc:
                 self.failed(exc)
                 for rest in self.workers[index:]:
+                    rest.end()
                     rest.loop.close()
                     self.main_ended()
                     self.left(rest)
@@ -265,7 +281,7 @@ class Group:
 
         for worker in self.workers:
             ident = worker.loop._thread_id
-            if worker.alive and not worker._interrupts and ident is not None and ident > 0:
+            if not worker._interrupts and ident is not None and ident > 0:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(KeyboardInterrupt))
 
     def _cancel_all(self) -> None:
@@ -274,30 +290,24 @@ class Group:
 
     # ---- any thread ----------------------------------------------------------------------------------
 
-    def place(self, work: Go[typing.Any], context: contextvars.Context) -> None:
-        """Starts the work on the loop that has the least to do; in turn among equals."""
+    def place(self, caller: Worker, work: Go[typing.Any], context: contextvars.Context) -> None:
+        """Starts the work on the loop that has the least to do; in turn among equals.
+
+        A loop that is ending gets none, but for its own, which stays there: the tasks that it cancels may wait for it.
+        """
         with self.lock:
-            while True:
-                count = len(self.workers)
-                turn, best = 0, None
-                for i in range(count):
-                    worker = self.workers[(self._turn + i) % count]
-                    if worker.alive and (best is None or worker.load.value() < best.load.value()):
-                        turn, best = self._turn + i + 1, worker
-                if best is None:
-                    raise RuntimeError("Event loop is closed")
-                best.works.add(work)
-                best.load.add()
-                try:
-                    work._start_on(best.loop, context, functools.partial(_work_done, best))
-                except RuntimeError:
-                    _work_done(best, work)
-                    if not best.loop.is_closed():
-                        raise
-                    best.alive = False
-                else:
-                    self._turn = turn % count
-                    return
+            best = caller
+            if not caller.ending:
+                in_turn = self.workers[self._turn :] + self.workers[: self._turn]
+                best = min((each for each in in_turn if not each.ending), key=lambda each: each.load.value())
+                self._turn = best.index + 1
+            best.works.add(work)
+            best.load.add()
+            try:
+                work._start_on(best.loop, context, functools.partial(_work_done, best))
+            except BaseException:
+                _work_done(best, work)
+                raise
 
     def failed(self, exc: BaseException) -> None:
         """A `main` has failed, or a callback asks the process to end: the others are cancelled."""
@@ -320,7 +330,7 @@ class Group:
                 # The runner's end was interrupted before that.
                 worker.loop.close()
             with self.lock:
-                worker.alive = False
+                worker.ending = True
                 works = list(worker.works)
             for share in list(worker.shares.values()):
                 self.listeners.abandon(share)

@@ -1197,6 +1197,26 @@ def test_work_cancelled_before_it_has_begun_does_not_begin(group, recwarn):
     assert not recwarn.list
 
 
+def test_a_function_that_has_begun_is_not_cancelled(group):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def function():
+        with netpoll_loop.blocking():
+            begun.set()
+            go_on.wait(LIMIT)
+        return 5
+
+    async def main():
+        handle = netpoll_loop.go(function)
+        await until(begun.is_set)
+        handle.cancel()
+        await asyncio.sleep(0.02)
+        go_on.set()
+        assert await handle == 5
+
+    everywhere(group, main, 1)
+
+
 @pytest.mark.parametrize("where", ["in a group", "outside"])
 def test_an_exception_that_nobody_asks_for_is_reported(group, mode, where):
     contexts = []
@@ -1327,6 +1347,76 @@ def test_work_is_cancelled_at_the_end_of_the_group(group):
 
     everywhere(group, main)
     assert len(handles) == 12 and all(handle.cancelled() for handle in handles)
+
+
+def test_work_that_a_loop_starts_while_it_ends_stays_there(group):
+    meeting, other_ends, started, results = Meeting(2), threading.Event(), threading.Event(), []
+
+    async def work():
+        await asyncio.sleep(0)
+        return me()
+
+    async def clean_up(first):
+        try:
+            await asyncio.sleep(LIMIT)
+        finally:
+            # The other loop has seen which tasks there are to be cancelled, and would give to new ones no time to end.
+            if first:
+                other_ends.wait(LIMIT)
+                handles = [netpoll_loop.go(work) for _ in range(4)]
+                started.set()
+                results.append((me(), [await handle for handle in handles]))
+            else:
+                other_ends.set()
+                started.wait(LIMIT)
+
+    async def main():
+        task = asyncio.create_task(clean_up(meeting.first()))
+        await asyncio.sleep(0)
+        await meeting.wait()
+        return task
+
+    group(main, 2)
+    ((name, names),) = results
+    assert names == [name] * 4
+
+
+def test_work_that_comes_too_late_to_be_cancelled_does_not_begin(group, recwarn):
+    ran, handles = [], []
+
+    async def work():
+        ran.append("coroutine")
+        await asyncio.sleep(LIMIT)
+
+    async def clean_up():
+        try:
+            await asyncio.sleep(LIMIT)
+        finally:
+            for _ in range(10):
+                await asyncio.sleep(0)
+
+    async def main():
+        loop, task = asyncio.get_running_loop(), asyncio.create_task(clean_up())
+        worker = loop._worker
+        released = worker._released
+
+        def late():
+            handles.extend(netpoll_loop.go(what) for what in (work, work(), lambda: ran.append("function")))
+
+        async def released_then_late():
+            await released()
+            # In the last turn before the tasks are cancelled.
+            loop.call_soon(late)
+
+        worker._released = released_then_late
+        await asyncio.sleep(0)
+        return task
+
+    group(main, 1)
+    assert len(handles) == 3 and all(handle.cancelled() for handle in handles)
+    assert not ran
+    gc.collect()
+    assert not recwarn.list
 
 
 def test_go_under_load_does_each_piece_once(group):
