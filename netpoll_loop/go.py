@@ -3,6 +3,10 @@
 A `Go` is written to by the thread of the loop that does the work, once, and read by all. It needs no lock: whoever
 waits adds itself to `_waiters` first and looks at `_done` then; who finishes sets `_done` first and takes the waiters
 then. One of the two sees the other.
+
+A method through which an exception of the work goes ends with `del self`, as in concurrent.futures: the traceback has
+its frame, and the handle has the exception. What nobody asked for is so reported when the handle goes, not when the
+collector comes.
 """
 
 from __future__ import annotations
@@ -110,7 +114,10 @@ class Go(typing.Generic[_T]):
             raise asyncio.InvalidStateError("Result is not set.")
         self._reported = True
         if self._exception is not None:
-            raise self._exception.with_traceback(self._traceback)
+            try:
+                raise self._exception.with_traceback(self._traceback)
+            finally:
+                del self
         return self._result
 
     def exception(self) -> BaseException | None:
@@ -121,7 +128,10 @@ class Go(typing.Generic[_T]):
             raise asyncio.InvalidStateError("Exception is not set.")
         self._reported = True
         if isinstance(self._exception, asyncio.CancelledError):
-            raise self._exception
+            try:
+                raise self._exception.with_traceback(self._traceback)
+            finally:
+                del self
         return self._exception
 
     def cancel(self, msg: object = None) -> bool:
@@ -148,7 +158,10 @@ class Go(typing.Generic[_T]):
                     yield from waiter
             finally:
                 self._waiters.pop(waiter, None)
-        return self.result()
+        try:
+            return self.result()
+        finally:
+            del self
 
     def __del__(self) -> None:
         if self._reported or self._exception is None or self._loop is None:
@@ -207,6 +220,8 @@ class Go(typing.Generic[_T]):
         else:
             if self._task is None:
                 self._finish(result, None)
+        finally:
+            del self
 
     def _cancel(self, msg: object) -> None:
         if self._done:
@@ -218,13 +233,15 @@ class Go(typing.Generic[_T]):
 
     def _task_done(self, task: asyncio.Task[_T]) -> None:
         try:
-            result, exc = task.result(), None
-        except BaseException as error:
-            self._finish(None, error)
-            # Those have gone through the loop already.
-            self._reported = self._reported or isinstance(error, (KeyboardInterrupt, SystemExit))
+            exc = task.exception()
+        except asyncio.CancelledError as cancelled:
+            self._finish(None, cancelled)
         else:
-            self._finish(result, exc)
+            self._finish(None if exc is not None else task.result(), exc)
+            # Those have gone through the loop already.
+            self._reported = self._reported or isinstance(exc, (KeyboardInterrupt, SystemExit))
+        finally:
+            del self
 
     def _forestall(self) -> None:
         """Ends as cancelled, unless it has begun: a function may be in a body of `blocking()`. On the work's loop."""

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 from peers import until
@@ -1243,6 +1244,77 @@ def test_an_exception_that_nobody_asks_for_is_reported(group, mode, where):
         group(main, 1)
     assert [type(context["exception"]) for context in contexts] == [KeyError] * 3
     assert contexts[0]["message"] == "The exception of go() was never retrieved: it"
+
+
+@pytest.fixture
+def without_collector():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def fails_at_once():
+    raise KeyError
+
+
+async def fails_in_a_task():
+    raise KeyError
+
+
+async def is_cancelled():
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("fails", [fails_at_once, fails_in_a_task])
+@pytest.mark.parametrize("factory", [None, getattr(asyncio, "eager_task_factory", None)])
+def test_an_exception_is_reported_when_the_handle_goes_without_the_collector(group, fails, factory, without_collector):
+    async def main():
+        loop, contexts = asyncio.get_running_loop(), []
+        loop.set_exception_handler(lambda loop, context: contexts.append(context["exception"]))
+        loop.set_task_factory(factory)
+        handle = netpoll_loop.go(fails)
+        await until(handle.done)
+        assert not contexts
+        del handle
+        await until(lambda: contexts)
+        assert [type(exc) for exc in contexts] == [KeyError]
+
+    everywhere(group, main, 1)
+
+
+@pytest.mark.parametrize("fails", [fails_at_once, fails_in_a_task, is_cancelled])
+@pytest.mark.parametrize("ask", ["result", "exception"])
+def test_a_handle_that_has_failed_goes_without_the_collector(group, fails, ask, without_collector):
+    async def use(handle):
+        with contextlib.suppress(KeyError, asyncio.CancelledError):
+            await until(handle.done)
+            try:
+                handle.result() if ask == "result" else handle.exception()
+            finally:
+                # This frame is in the traceback, too.
+                del handle
+
+    async def main():
+        handle = netpoll_loop.go(fails)
+        gone = weakref.ref(handle)
+        await use(handle)
+        del handle
+        await until(lambda: gone() is None)
+
+    everywhere(group, main, 1)
+
+
+@pytest.mark.parametrize("fails", [fails_at_once, fails_in_a_task, is_cancelled])
+def test_a_handle_whose_failure_was_awaited_goes_without_the_collector(group, fails, without_collector):
+    async def main():
+        handles = [netpoll_loop.go(fails)]
+        gone = weakref.ref(handles[0])
+        with contextlib.suppress(KeyError, asyncio.CancelledError):
+            await handles.pop()
+        await until(lambda: gone() is None)
+
+    everywhere(group, main, 1)
 
 
 def test_go_outside_a_group_starts_on_the_running_loop(run, loop):
