@@ -346,6 +346,8 @@ class Listeners:
         with self.lock:
             share.serving = serving
             share.listening.backlog = max(share.listening.backlog, backlog, 1)
+            # asyncio's server has called it with its own, and for the kernel the last one counts.
+            share.sock.listen(share.listening.backlog)
         self.on_m0(functools.partial(self.watch, share.listening))
 
     def stop(self, share: Share) -> None:

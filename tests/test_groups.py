@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -734,6 +735,30 @@ def test_what_a_loop_has_not_picked_up_when_it_ends_is_closed(group):
             with contextlib.suppress(ConnectionResetError):
                 assert sock.recv(100) == b""
         assert len(socks) == 5
+
+
+@pytest.mark.parametrize("backlogs", [(50, 5), (5, 50)])
+def test_the_kernels_backlog_is_the_largest_whoever_comes_last(group, backlogs):
+    meeting = Meeting(2)
+
+    def kernels(server):
+        # Of a listening socket, tcpi_sacked is its backlog.
+        info = server.sockets[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+        return struct.unpack_from("=I", info, 28)[0]
+
+    async def main():
+        first = meeting.first()
+        if first:
+            server, _ = await serve(backlog=backlogs[0])
+        await meeting.wait()
+        if not first:
+            server, _ = await serve(backlog=backlogs[1])
+        await meeting.wait()
+        assert kernels(server) == 50
+        await meeting.wait()
+        server.close()
+
+    group(main, 2)
 
 
 def test_more_connections_than_the_backlog_wait_for_a_slow_loop(group):
