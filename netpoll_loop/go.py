@@ -70,8 +70,8 @@ class Go(typing.Generic[_T]):
     ) -> None:
         self._begun = False
         self._done = False
-        #: Asked to end before it has begun.
-        self._cancelled = False
+        #: What it ends with if it was asked to before it has begun.
+        self._cancelled: asyncio.CancelledError | None = None
         self._exception: BaseException | None = None
         self._traceback: typing.Any = None
         #: Nothing is to be reported: no exception, or somebody has seen it.
@@ -142,7 +142,8 @@ class Go(typing.Generic[_T]):
         loop = self._loop
         if self._done or loop is None:
             return False
-        self._cancelled = True
+        # As a task's: without a message it has no argument.
+        self._cancelled = asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
         try:
             loop.call_soon_threadsafe(self._cancel, msg)
         except RuntimeError:
@@ -195,7 +196,7 @@ class Go(typing.Generic[_T]):
 
     def _start(self, context: contextvars.Context) -> None:
         """Not inside the context: a task that begins at once (asyncio.eager_task_factory) enters it by itself."""
-        if self._cancelled:
+        if self._cancelled is not None:
             self._abandon()
         if self._done:
             return
@@ -254,7 +255,7 @@ class Go(typing.Generic[_T]):
             return
         if self._coroutine is not None and not self._begun:
             self._coroutine.close()
-        self._finish(None, asyncio.CancelledError())
+        self._finish(None, self._cancelled or asyncio.CancelledError())
 
     def _finish(self, result: typing.Any, exc: BaseException | None) -> None:
         self._result = result

@@ -1223,6 +1223,23 @@ def test_work_cancelled_before_it_has_begun_does_not_begin(group, recwarn):
     assert not recwarn.list
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_the_message_of_a_cancellation_reaches_who_awaits(group, begun):
+    async def main():
+        # As that of a task.
+        for message, args in ((None, ()), ("why", ("why",))):
+            for start in (netpoll_loop.go, asyncio.create_task):
+                work = start(asyncio.sleep(LIMIT))
+                if begun:
+                    await asyncio.sleep(0.02)
+                work.cancel(message)
+                with pytest.raises(asyncio.CancelledError) as info:
+                    await work
+                assert info.value.args == args
+
+    everywhere(group, main, 1)
+
+
 def test_a_function_that_has_begun_is_not_cancelled(group):
     begun, go_on = threading.Event(), threading.Event()
 
