@@ -256,8 +256,8 @@ cdef class SocketTransport(Descriptor):
     cdef object make_socket(self, int fd):
         """The socket object of a connection that has only an fd.
 
-        To make it is Python code: meanwhile another thread may do the same, or close the fd. Then this one has no owner's
-        right, and must not close the fd when it is collected.
+        To make it is Python code: meanwhile another thread may do the same, or close the fd. Then the object doesn't own
+        the fd, and must not close it when it is collected.
         """
         cdef object made = SocketType.__new__(SocketType)
         cdef object sock = None
