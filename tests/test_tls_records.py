@@ -407,6 +407,25 @@ class RawPeer:
         return bytes(data)
 
 
+@pytest.fixture
+def shake(loop, tcp_pair, server_context, client_context):
+    """`await shake(factory, upgraded=False)` -> transport, protocol of the server's end; the peer."""
+
+    async def shake(factory, upgraded=False):
+        sock, far = tcp_pair()
+        peer = RawPeer(far, client_context)
+        if upgraded:
+            plain, protocol = await loop.connect_accepted_socket(factory, sock)
+            starting = loop.start_tls(plain, protocol, server_context, server_side=True)
+            transport, _ = await asyncio.gather(starting, peer.shake())
+        else:
+            accepting = loop.connect_accepted_socket(factory, sock, ssl=server_context)
+            (transport, protocol), _ = await asyncio.gather(accepting, peer.shake())
+        return transport, protocol, peer
+
+    return shake
+
+
 class ViewRecorder(BufferedRecorder):
     def get_buffer(self, sizehint):
         return memoryview(self.buffer)
@@ -419,21 +438,15 @@ ASYNCIOS_COPIES = pytest.mark.not_on_oracle("cpython gh-156275: all but the firs
 @pytest.mark.parametrize(
     "application", [Recorder, pytest.param(BufferedRecorder, marks=ASYNCIOS_COPIES), ViewRecorder, "reader"]
 )
-def test_records_that_come_in_any_pieces_are_one_stream(
-    run, loop, tcp_pair, server_context, client_context, application, seed
-):
+def test_records_that_come_in_any_pieces_are_one_stream(run, shake, application, seed):
     dice = random.Random(seed)
     sizes = [dice.choice([1, 100, 1000, 16384, 50_000, 200_000]) for _ in range(30)]
     data = pattern(sum(sizes), seed)
 
     async def main():
-        sock, far = tcp_pair()
-        peer = RawPeer(far, client_context)
         reader = asyncio.StreamReader(limit=100_000)
         factory = application if application != "reader" else lambda: asyncio.StreamReaderProtocol(reader)
-        shaking = asyncio.ensure_future(peer.shake())
-        transport, protocol = await loop.connect_accepted_socket(factory, sock, ssl=server_context)
-        await shaking
+        transport, protocol, peer = await shake(factory)
 
         async def send():
             start = 0
@@ -443,12 +456,12 @@ def test_records_that_come_in_any_pieces_are_one_stream(
                 start += size
                 while waiting and dice.random() < 0.8:
                     count = dice.choice([1, 5, 100, 1000, 20_000, 1 << 20])
-                    await send_all(far, waiting[:count])
+                    await send_all(peer.sock, waiting[:count])
                     del waiting[:count]
                     await asyncio.sleep(0)
             with pytest.raises(ssl.SSLWantReadError):
                 peer.tls.unwrap()
-            await send_all(far, waiting + peer.outgoing.read())
+            await send_all(peer.sock, waiting + peer.outgoing.read())
 
         sending = asyncio.ensure_future(send())
         if application == "reader":
@@ -464,17 +477,13 @@ def test_records_that_come_in_any_pieces_are_one_stream(
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_what_is_written_in_any_pieces_is_one_stream(run, loop, tcp_pair, server_context, client_context, seed):
+def test_what_is_written_in_any_pieces_is_one_stream(run, shake, seed):
     dice = random.Random(seed)
     sizes = [dice.choice([0, 1, 100, 1000, 16384, 50_000, 200_000]) for _ in range(40)]
     data = pattern(sum(sizes), seed)
 
     async def main():
-        sock, far = tcp_pair()
-        peer = RawPeer(far, client_context)
-        shaking = asyncio.ensure_future(peer.shake())
-        transport, protocol = await loop.connect_accepted_socket(Recorder, sock, ssl=server_context)
-        await shaking
+        transport, protocol, peer = await shake(Recorder)
         transport.set_write_buffer_limits(dice.choice([0, 1000, 100_000, 10_000_000]))
         reading = asyncio.ensure_future(peer.read_exactly(len(data)))
         start = 0
@@ -495,22 +504,12 @@ def test_what_is_written_in_any_pieces_is_one_stream(run, loop, tcp_pair, server
 
 
 @pytest.mark.netpoll_only("asyncio has a buffer of 256 KiB for each connection")
-def test_a_connection_has_no_large_buffer_of_its_own(run, loop, tcp_pair, server_context, client_context):
+@pytest.mark.parametrize("upgraded", [False, True])
+def test_a_connection_has_no_large_buffer_of_its_own(run, shake, upgraded):
+    """Also where asyncio's start_tls() has made the protocol, with such a buffer."""
+
     async def main():
-        sock, far = tcp_pair()
-        peer = RawPeer(far, client_context)
-        shaking = asyncio.ensure_future(peer.shake())
-        transport, _ = await loop.connect_accepted_socket(Recorder, sock, ssl=server_context)
-        await shaking
-        assert len(transport._ssl_protocol._ssl_buffer) <= PIECE
-        transport.abort()
-        # start_tls() of asyncio makes the protocol of the other end.
-        sock, far = tcp_pair()
-        plain, _ = await loop.connect_accepted_socket(Recorder, sock)
-        peer = RawPeer(far, client_context)
-        shaking = asyncio.ensure_future(peer.shake())
-        transport = await loop.start_tls(plain, Recorder(), server_context, server_side=True)
-        await shaking
+        transport, _, _ = await shake(Recorder, upgraded)
         assert type(transport._ssl_protocol) is not sslproto.SSLProtocol
         assert isinstance(transport._ssl_protocol, sslproto.SSLProtocol)
         assert len(transport._ssl_protocol._ssl_buffer) <= PIECE
