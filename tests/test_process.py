@@ -7,6 +7,7 @@ import asyncio
 import pathlib
 import signal
 import socket
+import sys
 import threading
 import time
 
@@ -264,6 +265,8 @@ def test_leaving_run_forever_flushes_what_stock_would_have_sent(run, loop, socke
 @pytest.mark.parametrize("run_on", ["caller", "worker"])
 @pytest.mark.parametrize("where", ["main", "atexit"])
 def test_the_interpreter_ends_with_an_open_loop_that_has_had_worker_threads(run_child, where, run_on):
+    if sys.version_info[:2] == (3, 12) and (where, run_on) == ("atexit", "worker"):
+        pytest.skip("Python 3.12 starts no thread in an atexit function")
     done = run_child(
         f"""
         import atexit, time
