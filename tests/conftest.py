@@ -148,6 +148,16 @@ def make_loop(mode, **options):
     return netpoll_loop.new_event_loop(netpoller=mode, **options)
 
 
+def wait_in_a_callback(loop, condition, limit=10):
+    """The callback that runs doesn't end before condition(stats) holds: the loop, one of ours, is stalled meanwhile."""
+    import netpoll_loop
+
+    deadline = time.monotonic() + limit
+    while not condition(netpoll_loop.stats(loop)):
+        assert time.monotonic() < deadline, netpoll_loop.stats(loop)
+        time.sleep(0.001)
+
+
 @pytest.fixture
 def oracle(pytestconfig) -> str | None:
     """The name of the oracle that the tests run on, None when they run on netpoll_loop."""

@@ -15,7 +15,7 @@ import threading
 import time
 
 import pytest
-from conftest import SWITCHING
+from conftest import SWITCHING, wait_in_a_callback
 from peers import Recorder, fill, pattern, put_away, read, read_exactly, read_to_end, reset, send_all, turns, until
 
 import netpoll_loop
@@ -358,14 +358,6 @@ async def expect_untouched(loop, number, peer, calls):
     await turns()
     assert len(calls) == before
     assert os.read(number, 100) == b"not for the loop"
-
-
-def wait_in_a_callback(loop, condition, limit=10):
-    """The callback that runs doesn't end before the condition holds: the loop is stalled meanwhile."""
-    deadline = time.monotonic() + limit
-    while not condition(netpoll_loop.stats(loop)):
-        assert time.monotonic() < deadline, netpoll_loop.stats(loop)
-        time.sleep(0.001)
 
 
 @pytest.mark.parametrize("stalled", [False, True])

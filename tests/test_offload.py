@@ -16,7 +16,7 @@ import threading
 import time
 
 import pytest
-from conftest import SWITCHING, make_loop
+from conftest import SWITCHING, make_loop, wait_in_a_callback
 from peers import Echo, Recorder, put_away, read_exactly, read_to_end, send_all, turns, until
 
 import netpoll_loop
@@ -526,14 +526,6 @@ def test_a_protocol_that_writes_more_than_its_limit_in_a_turn_is_paused_and_resu
             put_away(transport)
 
     run(main())
-
-
-def wait_in_a_callback(loop, condition, limit=10):
-    """The callback that runs doesn't end before the condition holds: the loop is stalled meanwhile."""
-    deadline = time.monotonic() + limit
-    while not condition(netpoll_loop.stats(loop)):
-        assert time.monotonic() < deadline, netpoll_loop.stats(loop)
-        time.sleep(0.001)
 
 
 #: docs/semantics.md, "Reads".

@@ -548,11 +548,7 @@ cdef class StreamTransport(SocketTransport):
             except BaseException as exc:
                 self._fatal_error(exc, "Fatal error: protocol.buffer_updated() call failed.")
             return self.after_read()
-        if count == 0:
-            return self.received_eof()
-        if count != -EAGAIN:
-            self._fatal_error(os_error(count), "Fatal read error on socket transport")
-        return 0
+        return self.nothing_read(count)
 
     cdef int after_read(self) except -1:
         # One bounded read a turn; the rest waits on the list of the still readable.

@@ -640,17 +640,31 @@ static void *write_later(void *arg) {
     return NULL;
 }
 
+/* The worker is stuck in a callback; a[0] is armed, and other[0] is to get its number. */
+static np_desc *begin_level_test(np_engine *e, int a[2], int other[2]) {
+    pair(a);
+    pair(other);
+    np_desc *d = np_open(e, a[0], NP_LEVEL, "level", NULL);
+    EQ(np_arm(e, d, NP_R), 0);
+    wait_for_stall(e, 1);
+    return d;
+}
+
+static void end_level_test(np_engine *e, int a[2], int other[2]) {
+    for (int i = 0; i < 2; i++) {
+        close(a[i]);
+        close(other[i]);
+    }
+    engine_end(e);
+}
+
 /* What the netpoller mutes, the worker arms again. */
 TEST(after_a_stall_a_number_that_was_closed_behind_our_back_is_not_registered_for_its_next_file, 30) {
     np_engine *e = engine_of(NP_AUTO);
     int a[2], other[2];
     char buf[4];
     np_event ev[8];
-    pair(a);
-    pair(other);
-    np_desc *d = np_open(e, a[0], NP_LEVEL, "level", NULL);
-    EQ(np_arm(e, d, NP_R), 0);
-    wait_for_stall(e, 1);
+    np_desc *d = begin_level_test(e, a, other);
     np_stats s, before;
     np_get_stats(e, &before);
     EQ(write(a[1], "x", 1), 1);
@@ -663,11 +677,7 @@ TEST(after_a_stall_a_number_that_was_closed_behind_our_back_is_not_registered_fo
     EQ(np_arm(e, d, NP_R), -ENOENT);
     EQ(read(a[0], buf, sizeof buf), 1);
     np_close(e, d);
-    for (int i = 0; i < 2; i++) {
-        close(a[i]);
-        close(other[i]);
-    }
-    engine_end(e);
+    end_level_test(e, a, other);
 }
 
 /* A dup keeps the old file's registration alive, and no epoll_ctl mutes it. */
@@ -675,11 +685,7 @@ TEST(a_lost_level_registration_does_not_spin_in_a_stall, 30) {
     np_engine *e = engine_of(NP_AUTO);
     int a[2], other[2];
     np_event ev[8];
-    pair(a);
-    pair(other);
-    np_desc *d = np_open(e, a[0], NP_LEVEL, "level", NULL);
-    EQ(np_arm(e, d, NP_R), 0);
-    wait_for_stall(e, 1);
+    np_desc *d = begin_level_test(e, a, other);
     int copy = dup(a[0]);
     EQ(dup2(other[0], a[0]), a[0]);
     np_stats s, before;
@@ -694,11 +700,7 @@ TEST(a_lost_level_registration_does_not_spin_in_a_stall, 30) {
     EQ(turn(e, ev, 8, 2), 0); /* and nothing is said of the number's new file */
     np_close(e, d);
     close(copy);
-    for (int i = 0; i < 2; i++) {
-        close(a[i]);
-        close(other[i]);
-    }
-    engine_end(e);
+    end_level_test(e, a, other);
 }
 
 TEST(a_worker_that_parks_after_a_stall_gets_the_token_and_its_events, 30) {
